@@ -1,0 +1,63 @@
+# Two commands on a fresh machine: `make reproduce` and `make test`. Needs Python 3.11 or newer, and make.
+
+PYTHON ?= python3
+PROFILE ?= cpu
+DATASET ?= synthbirds
+SEEDS ?= 0
+
+# The packages of .venv are the ones that run, whatever the user's shell puts in front of them.
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce lab test clean
+
+help: ## List the targets
+	@echo "Targets:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables, with their values now:"
+	@echo "  PROFILE=$(PROFILE)   smoke: every notebook, tiny · cpu: a laptop · paper: 448 px, ResNet-101, 90 epochs"
+	@echo "  DATASET=$(DATASET)   the data set, for instance cub200 (data/README.md)"
+	@echo "  SEEDS=$(SEEDS)   one or several, for instance SEEDS=0,1,2"
+	@echo "  PYTHON=$(PYTHON)   the interpreter that .venv is made with"
+
+setup: .venv/.installed ## Make .venv with the pinned packages (the other targets do it when needed)
+
+reproduce: .venv/.installed ## Run every notebook, write results/<profile>-<dataset>/, print the tables
+	.venv/bin/fgvc run all --profile "$(PROFILE)" --dataset "$(DATASET)" --seeds "$(SEEDS)"
+
+lab: .venv/.installed ## Open JupyterLab on the notebooks, with the project's own kernel
+	.venv/bin/fgvc lab
+
+test: .venv/.installed ## Check style and run the test suite
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/python -m pytest
+
+clean: ## Remove caches (never data, results or .venv)
+	find fgvclib notebooks tests -depth -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache
+
+# The stamp comes last: .installing, which holds the process id of its make, marks an install as unfinished until it is
+# renamed; an interrupted one starts over from nothing, because pip takes a half-written package for an installed one.
+# --no-compile: bytecode of what is imported, when it is first imported, takes less time than that of everything now.
+# --no-build-isolation: builds with the setuptools of the lock and fetches no other.
+PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile
+
+.venv/.installed: requirements.lock pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "There is no $(PYTHON) here: install Python 3.11 or newer, or name one, such as PYTHON=python3.12."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "This needs Python 3.11 or newer and $(PYTHON) is older: name another, such as PYTHON=python3.12."; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) can not make a virtual environment: on Debian and Ubuntu, sudo apt install python3-venv."; exit 1; }
+	@if [ -e .venv/.installing ]; then \
+	  pid=$$(cat .venv/.installing); ! kill -0 "$$pid" 2>/dev/null || { \
+	    echo "Process $$pid is installing into .venv: let it finish, or remove .venv if it is not a make."; exit 1; }; \
+	  echo "The last install was not finished: starting over."; rm -rf .venv; fi
+	@mkdir -p .venv && echo $$PPID > .venv/.installing
+	@echo "Installing the pinned packages into .venv: one to two minutes, and the time to download up to 3.2 GB ..."
+	@"$(PYTHON)" -m venv .venv
+	@$(PIP) -r requirements.lock && $(PIP) --no-deps --no-build-isolation -e . || { \
+	  echo "Installing failed for the reason above; it takes internet, 7 GB of disk, and Python 3.11 to 3.13 for these pins."; exit 1; }
+	@mv .venv/.installing .venv/.installed
+	@echo "Installed."

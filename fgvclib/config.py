@@ -1,0 +1,154 @@
+"""Profiles: every number that a result depends on, in one place.
+
+`paper` holds the values of the paper; where it is silent, those of the authors' earlier release, marked [ELoPE]
+(Hanselmann & Ney, WACV 2020), or our own, marked (ours). `cpu` is the same experiment at a size that a laptop
+finishes in minutes, `smoke` at a size that tests finish in seconds.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+DATASETS = ("synthbirds", "cub200")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One configuration. Two runs with equal `hash()` compute the same thing up to the seed."""
+
+    profile: str = "paper"
+    dataset: str = "synthbirds"
+
+    # Data
+    num_classes: int | None = None  # the first so many classes; None: all of them
+    train_per_class: int = 30  # SynthBirds only: images to draw
+    test_per_class: int = 30
+    photo_size: int = 512  # SynthBirds only: side of the drawn photos
+    image_size: int = 448  # side of the square X that is cropped; the aspect ratio is not kept [ELoPE]
+    crop_size: int = 448  # side of the crop, which is the classifier's input
+    validation_fraction: float = 0.1  # of the training split; epochs and settings are chosen there (ours)
+
+    # Classifier
+    backbone: str = "resnet101.tv_in1k"
+    kmax: int = 4  # global k-max pooling [ELoPE]
+    embedding_dim: int = 512  # setting 1; setting 2: 1024
+    setting2_backbone: str = "resnet101c.gluon_in1k"  # ResNet-C stem
+    setting2_embedding_dim: int = 1024
+
+    # Localisation
+    attnet_backbone: str = "resnet50.tv_in1k"
+    attnet_standardise: bool = False  # (ours) for stages that end without activation, such as EfficientNet's
+    map_size: int = 14  # cells along each side of A and M (REPRODUCTION: only 14 gives Table 1's parameter counts)
+    teacher_size: int = 448  # side at which the un-cropped image enters the teacher pass
+    teacher_output_stride: int = 32  # of the teacher pass
+    threshold: float = 0.3  # tau
+    sharpness: float = 10.0  # of the binarisation sigmoid; the paper is silent, 10 reproduces its Table 1
+
+    # Losses, equations 1-10
+    lambda_emb: float = 2.0  # [ELoPE]
+    lambda_att: float = 16.0
+    lambda_aff: float = 16.0
+    beta_att: float = 1.0
+    beta_aff: float = 1.0
+
+    # Training
+    epochs: int = 90
+    batch_size: int = 14
+    learning_rate: float = 0.003
+    localisation_learning_rate: float = 0.003
+    lr_drop: float = 0.1
+    lr_drops: int = 2  # equally spaced: after 30 and 60 of 90 epochs
+    momentum: float = 0.9
+    weight_decay: float = 1e-3  # [ELoPE]
+    workers: int = 8
+
+    # Table 1
+    table1_steps: int = 10_000
+    table1_resnet50_steps: int = 3_000
+
+    def hash(self) -> str:
+        """Ten hex digits that change when any value changes."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+PAPER = Config()
+
+CPU = replace(
+    PAPER,
+    profile="cpu",
+    num_classes=20,
+    train_per_class=40,
+    test_per_class=20,
+    photo_size=256,
+    image_size=224,
+    crop_size=112,
+    teacher_size=224,
+    backbone="efficientnet_lite0.pypi",
+    setting2_backbone="efficientnet_lite0.pypi",
+    attnet_backbone="efficientnet_lite0.pypi",
+    attnet_standardise=True,
+    teacher_output_stride=16,
+    epochs=10,
+    batch_size=32,
+    workers=2,
+)
+
+SMOKE = replace(
+    CPU,
+    profile="smoke",
+    num_classes=4,
+    train_per_class=8,
+    test_per_class=4,
+    epochs=2,
+    batch_size=8,
+    workers=0,
+)
+
+PROFILES = {"smoke": SMOKE, "cpu": CPU, "paper": PAPER}
+
+
+def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Config:
+    """The profile's configuration for a data set, with some values replaced.
+
+    Raises ValueError for an unknown profile, data set or key, and TypeError for a value of the wrong type.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}.")
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset is {dataset!r}; choose one of {', '.join(DATASETS)}.")
+    for key, value in overrides.items():
+        _check_override(key, value)
+    return replace(PROFILES[profile], dataset=dataset, **overrides)
+
+
+def _check_override(key: str, value) -> None:
+    types = {field.name: field.type for field in dataclasses.fields(Config)}
+    if key not in types or key in ("profile", "dataset"):
+        known = ", ".join(name for name in types if name not in ("profile", "dataset"))
+        raise ValueError(f"{key!r} is no configuration key; the keys are: {known}.")
+    accepted = (float | int) if types[key] is float else types[key]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
+        raise TypeError(f"{key} = {value!r} is {type(value).__name__}, but {types[key]} is needed.")
+
+
+def results_root() -> Path:
+    """Where results go: the environment variable FGVC_RESULTS, or the repository's `results` folder."""
+    return Path(os.environ.get("FGVC_RESULTS", PROJECT / "results"))
+
+
+def data_root() -> Path:
+    """Where data sets live: the environment variable FGVC_DATA, or the repository's `data` folder."""
+    return Path(os.environ.get("FGVC_DATA", PROJECT / "data"))
+
+
+def results_folder(config: Config) -> Path:
+    """`<profile>-<dataset>`, with the hash appended where values differ from the profile's: no mixed results."""
+    name = f"{config.profile}-{config.dataset}"
+    if config != load_config(config.profile, config.dataset):
+        name += f"-{config.hash()}"
+    return results_root() / name

@@ -1,0 +1,269 @@
+"""Photos in the CUB-200-2011 layout: reading, splitting, augmenting.
+
+True boxes serve evaluation alone. They live in the validation and test tables that `evaluation` reads; the training
+table has no such columns, and what a loader yields has none either.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from fgvclib import synthbirds
+from fgvclib.backbones import normalisation
+from fgvclib.config import Config, data_root
+
+BOX = ["x1", "y1", "x2", "y2"]
+INDEX_FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt")
+CACHE_LIMIT = 4 * 2**30  # bytes of decoded photos to keep in memory
+DECODING_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Tables with one row per photo: image_id, path, label; `validation` and `test` also x1, y1, x2, y2 in [0, 1].
+
+    `validation` is a fixed part of the official training split, the same for every seed.
+    """
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+    class_names: list[str]
+
+
+def prepare_dataset(config: Config) -> Path:
+    """Folder of the configured data set; SynthBirds is drawn where it is missing.
+
+    Raises FileNotFoundError that says what to download where a data set is not there.
+    """
+    if config.dataset == "synthbirds":
+        name = f"synthbirds-{config.num_classes}x{config.train_per_class}+{config.test_per_class}-{config.photo_size}px"
+        return synthbirds.generate(
+            data_root() / name,
+            num_classes=config.num_classes,
+            train_per_class=config.train_per_class,
+            test_per_class=config.test_per_class,
+            image_size=config.photo_size,
+        )
+    root = data_root() / "CUB_200_2011"
+    if not (root / "images.txt").is_file():
+        raise FileNotFoundError(
+            f"CUB-200-2011 is not in {root}; download CUB_200_2011.tgz from CaltechDATA, and unpack it there."
+        )
+    return root
+
+
+def load_splits(config: Config) -> Splits:
+    """Read the configured data set and set the validation part aside."""
+    photos, class_names = read_cub(prepare_dataset(config), config.num_classes)
+    is_train = photos.pop("is_train")
+    fit, validation = _set_aside(photos[is_train], config.validation_fraction)
+    return Splits(
+        train=fit.drop(columns=BOX).reset_index(drop=True),
+        validation=_with_relative_boxes(validation),
+        test=_with_relative_boxes(photos[~is_train]),
+        class_names=class_names,
+    )
+
+
+def read_cub(root: Path | str, num_classes: int | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """Photos and class names of a folder in the CUB-200-2011 layout; only the first `num_classes` where given.
+
+    The table has `image_id`, `path`, `label` from 0, `is_train` and the box x1, y1, x2, y2 in pixels. Raises
+    FileNotFoundError or ValueError that names the file at fault.
+    """
+    root = Path(root)
+    images = _read_index(root / "images.txt", ["path"])
+    labels = _read_index(root / "image_class_labels.txt", ["label"]).astype(int) - 1
+    is_train = _read_index(root / "train_test_split.txt", ["is_train"]).astype(int).astype(bool)
+    boxes = _read_index(root / "bounding_boxes.txt", ["x1", "y1", "width", "height"]).astype(float)
+    class_names = _read_index(root / "classes.txt", ["name"])["name"].tolist()
+    photos = pd.concat([images, labels, is_train, boxes], axis=1)
+    if photos.isna().any(axis=None):
+        raise ValueError(f"The index files in {root} do not list the same image ids; unpack the data set again.")
+    if not photos["label"].between(0, len(class_names) - 1).all():
+        raise ValueError(f"{root / 'image_class_labels.txt'} names a class that classes.txt lacks.")
+    photos["x2"] = photos["x1"] + photos.pop("width")
+    photos["y2"] = photos["y1"] + photos.pop("height")
+    photos["path"] = [str(root / "images" / path) for path in photos["path"]]
+    if num_classes is not None:
+        photos, class_names = photos[photos["label"] < num_classes], class_names[:num_classes]
+    return photos.reset_index(names="image_id"), class_names
+
+
+def _read_index(path: Path, columns: list[str]) -> pd.DataFrame:
+    """One of CUB's text files: an id, then values, separated by blanks."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; the folder is no complete copy of the CUB-200-2011 layout.")
+    table = pd.read_csv(path, sep=" ", header=None, names=["id", *columns], index_col="id", dtype={"path": str})
+    if not table.index.is_unique:
+        raise ValueError(f"{path} lists the id {table.index[table.index.duplicated()][0]} twice.")
+    return table
+
+
+def _set_aside(photos: pd.DataFrame, fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split off `fraction` of every class (at least one photo); the same photos every time."""
+    validation = photos.groupby("label").sample(frac=fraction, random_state=0)
+    missing = sorted(set(photos["label"]) - set(validation["label"]))
+    first = photos[photos["label"].isin(missing)].groupby("label").head(1)
+    validation = pd.concat([validation, first]).sort_index()
+    return photos.drop(validation.index), validation
+
+
+def _with_relative_boxes(photos: pd.DataFrame) -> pd.DataFrame:
+    photos = photos.reset_index(drop=True)
+    sizes = np.array([Image.open(path).size for path in photos["path"]], dtype=float).reshape(-1, 2)
+    photos[BOX] = (photos[BOX].to_numpy() / np.tile(sizes, 2)).clip(0, 1)
+    return photos
+
+
+def dataset_checksum(config: Config) -> str:
+    """SHA-256 over the index files and every photo of the configured data set."""
+    root = prepare_dataset(config)
+    digest = hashlib.sha256()
+    for name in INDEX_FILES:
+        digest.update((root / name).read_bytes())
+    for path in read_cub(root)[0]["path"]:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
+
+
+class PhotoDataset(Dataset):
+    """Photos as normalised squares. Item → {"image": (3, S, S), "label": int, "index": row of the table}.
+
+    With `augment`, item `epoch * len + i` is photo i as that epoch sees it: the random numbers depend on seed, epoch
+    and photo alone, so that neither the number of workers nor an interruption changes what is trained on.
+    """
+
+    def __init__(self, photos: pd.DataFrame, config: Config, augment: bool = False, seed: int = 0):
+        self.labels = photos["label"].tolist()
+        self.pixels = load_pixels(tuple(photos["path"]), config.image_size)
+        self.seed = seed
+        self.augment = augment
+        self.transform = _transform(config, augment)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, item: int) -> dict:
+        epoch, index = divmod(item, len(self))
+        image = Image.fromarray(self.pixels[index])
+        with torch.random.fork_rng(devices=[], enabled=self.augment):
+            if self.augment:
+                torch.manual_seed(_mix(self.seed, epoch, index))
+            image = self.transform(image)
+        return {"image": image, "label": self.labels[index], "index": index}
+
+
+class EpochSampler(Sampler):
+    """All items in a new order each epoch, as `epoch * len + index`. Set `epoch` before iterating."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return iter((self.epoch * self.length + order).tolist())
+
+
+def training_loader(photos: pd.DataFrame, config: Config, seed: int) -> tuple[DataLoader, EpochSampler]:
+    """Augmented batches; a last batch that is not full is left out (BatchNorm can not work on a single image)."""
+    dataset = PhotoDataset(photos, config, augment=True, seed=seed)
+    sampler = EpochSampler(len(dataset), seed)
+    drop_last = len(dataset) > config.batch_size
+    return _loader(dataset, config, sampler=sampler, drop_last=drop_last), sampler
+
+
+def evaluation_loader(photos: pd.DataFrame, config: Config) -> DataLoader:
+    """Every photo once, in the table's order, resized and normalised."""
+    return _loader(PhotoDataset(photos, config), config)
+
+
+def _loader(dataset: Dataset, config: Config, **options) -> DataLoader:
+    return DataLoader(
+        dataset,
+        config.batch_size,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        **options,
+    )
+
+
+@lru_cache(maxsize=4)
+def load_pixels(paths: tuple[str, ...], size: int) -> "np.ndarray | _LazyPixels":
+    """Photos as squares of uint8 (N, size, size, 3): decoded once into memory, or one by one if they are too many."""
+    pixels = _LazyPixels(paths, size)
+    if len(paths) * size * size * 3 > CACHE_LIMIT:
+        return pixels
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        return np.stack(list(pool.map(pixels.__getitem__, range(len(paths)))))
+
+
+class _LazyPixels:
+    def __init__(self, paths: tuple[str, ...], size: int):
+        self.paths, self.size = paths, size
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        try:
+            with Image.open(self.paths[index]) as photo:
+                square = photo.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
+        except OSError as error:
+            raise OSError(f"{self.paths[index]} can not be read as a photo ({error}); restore or remove it.") from error
+        return np.asarray(square)
+
+
+def _transform(config: Config, augment: bool) -> v2.Transform:
+    mean, std = normalisation(config.backbone)
+    to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    normalise = [v2.Normalize(mean, std)]
+    if not augment:
+        return v2.Compose([*to_tensor, *normalise])
+    fill = [round(255 * channel) for channel in mean]  # corners that a rotation leaves empty are zero when normalised
+    return v2.Compose(
+        [
+            v2.RandomRotation(20, interpolation=v2.InterpolationMode.BILINEAR, fill=fill),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
+            *to_tensor,
+            Lighting(0.1),
+            *normalise,
+        ]
+    )
+
+
+class Lighting(v2.Transform):
+    """AlexNet-style colour noise along the principal components of ImageNet's pixels; images in [0, 1] [ELoPE]."""
+
+    eigenvalues = torch.tensor([0.2175, 0.0188, 0.0045])
+    eigenvectors = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+    def __init__(self, strength: float):
+        super().__init__()
+        self.strength = strength
+
+    def make_params(self, flat_inputs: list) -> dict[str, Tensor]:
+        weights = torch.randn(3) * self.strength * self.eigenvalues
+        return {"shift": (self.eigenvectors @ weights).view(3, 1, 1)}
+
+    def transform(self, inpt: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return inpt + params["shift"]
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers, without the collisions of a sum."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,77 @@
+"""What every notebook opens first: a profile on a data set, its seeds, and the folder that its results go to."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from fgvclib.config import Config, load_config, results_folder
+from fgvclib.data import Splits, load_splits
+from fgvclib.files import atomic_path, read_json, write_json
+from fgvclib.runs import Run, train_or_load
+from fgvclib.table2 import ROWS
+
+SETTING_2 = "setting 2"
+
+
+class Experiment:
+    """One profile on one data set. Raises ValueError or TypeError for names and values that do not exist."""
+
+    def __init__(self, profile: str, dataset: str, seeds: Sequence[int] = (0,), overrides: dict | None = None):
+        self.config = load_config(profile, dataset, **(overrides or {}))
+        self.seeds = [int(seed) for seed in seeds]
+        self.folder = results_folder(self.config)
+
+    def __str__(self) -> str:
+        device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        )
+        return f"{self.config.profile} profile on {self.config.dataset}, seeds {self.seeds}, {device}"
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Training, validation and test tables of the data set."""
+        return load_splits(self.config)
+
+    def row_config(self, row: str) -> Config:
+        """Configuration of a row of Table 2 (a key of `table2.ROWS`), or of "setting 2"."""
+        if row == SETTING_2:
+            setting = {"backbone": self.config.setting2_backbone, "embedding_dim": self.config.setting2_embedding_dim}
+            return replace(self.config, **setting)
+        if row not in ROWS:
+            raise ValueError(f"{row!r} is no row of Table 2; the rows are {', '.join(ROWS)}, and {SETTING_2!r}.")
+        return replace(self.config, **ROWS[row])
+
+    def run(self, row: str, seed: int | None = None) -> Run:
+        """The run of a row with a seed (the first one where none is given), trained if it is not there yet."""
+        seed = self.seeds[0] if seed is None else seed
+        return train_or_load(self.row_config(row), self.splits, seed, self._run_folder(row, seed))
+
+    def has_run(self, row: str, seed: int | None = None) -> bool:
+        """Whether the run of a row is there already, so that `run` loads it without training."""
+        return (self._run_folder(row, self.seeds[0] if seed is None else seed) / "metrics.json").exists()
+
+    def _run_folder(self, row: str, seed: int) -> Path:
+        return self.folder / "runs" / f"{row.replace(' ', '-')}-seed{seed}"
+
+    def save_table(self, table: pd.DataFrame, name: str) -> Path:
+        """Write `<name>.csv` into the results folder."""
+        with atomic_path(self.folder / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        return self.folder / f"{name}.csv"
+
+    def save_figure(self, figure: Figure, name: str) -> Path:
+        """Write `figures/<name>.png` at 150 dpi."""
+        path = self.folder / "figures" / f"{name}.png"
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+        return path
+
+    def save_metrics(self, **metrics) -> None:
+        """Add values to metrics.json."""
+        path = self.folder / "metrics.json"
+        write_json(path, (read_json(path) if path.exists() else {}) | metrics)

@@ -1,0 +1,165 @@
+"""The training loop: SGD on the end-to-end loss, a checkpoint after every epoch, exact resumption."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.lr_scheduler import MultiStepLR
+
+from fgvclib.config import Config
+from fgvclib.data import Splits, evaluation_loader, training_loader
+from fgvclib.evaluation import named_box, predict, summarise
+from fgvclib.files import atomic_path
+from fgvclib.losses import EmbeddingLoss, EndToEndLoss
+from fgvclib.model import EndToEndModel, build_model
+from fgvclib.progress import progress
+
+CHECKPOINT_FORMAT = 1
+WATCHED = 8  # photos whose boxes are recorded after every epoch
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss term became NaN or infinite; the message names it."""
+
+
+def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretrained: bool = True) -> Iterator[dict]:
+    """Train to the end of `config.epochs`, yielding one record of metrics per epoch, those of an earlier part first.
+
+    The state after every epoch is written to `checkpoint`, and training goes on from what is there. Equal seeds give
+    equal weights on the CPU, interrupted or not. Raises NonFiniteLoss, or ValueError for a foreign checkpoint.
+    """
+    accelerator = Accelerator()
+    torch.manual_seed(seed)
+    model = build_model(config, len(splits.class_names), pretrained)
+    criterion = build_loss(config, len(splits.class_names))
+    optimiser = build_optimiser(model, config)
+    drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
+    schedule = MultiStepLR(optimiser, drops, gamma=config.lr_drop)
+    loader, sampler = training_loader(splits.train, config, seed)
+    validation_loader = evaluation_loader(splits.validation, config)
+    history = resume(checkpoint, config, seed, model, criterion, optimiser, schedule)
+    yield from history
+    model, criterion, optimiser, loader = accelerator.prepare(model, criterion, optimiser, loader)
+    for epoch in range(len(history), config.epochs):
+        started = time.perf_counter()
+        sampler.epoch = epoch
+        torch.manual_seed(seed * 10_000 + epoch)  # so that a resumed epoch draws what an uninterrupted one does
+        record = {"epoch": epoch + 1, "learning_rate": schedule.get_last_lr()[0]}
+        record |= train_one_epoch(model, criterion, optimiser, loader, accelerator)
+        schedule.step()
+        predictions = predict(model, validation_loader, splits.validation)
+        record |= {f"validation_{name}": value for name, value in summarise(predictions).items()}
+        record["watched_boxes"] = watched_boxes(predictions)
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        history.append(record)
+        save_checkpoint(checkpoint, config, seed, model, criterion, optimiser, schedule, history)
+        yield record
+
+
+def train_one_epoch(
+    model: EndToEndModel,
+    criterion: EndToEndLoss,
+    optimiser: SGD,
+    loader: torch.utils.data.DataLoader,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """One pass over the training photos → mean loss terms and accuracy over samples."""
+    model.train()
+    criterion.train()
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in progress(loader, "training"):
+        images, labels = batch["image"], batch["label"]
+        teacher_map = model.teacher_map(images) if criterion.needs_teacher else None
+        output = model(images)
+        terms = criterion(output, labels, teacher_map)
+        check_finite(terms)
+        optimiser.zero_grad()
+        accelerator.backward(terms["total"])
+        optimiser.step()
+        terms["accuracy"] = (output.logits.argmax(dim=1) == labels).float().mean()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value.detach() * len(labels)
+        count += len(labels)
+    return {f"train_{name}": float(value) / count for name, value in sums.items()}
+
+
+def watched_boxes(predictions: pd.DataFrame) -> list[list[float]]:
+    """[row, x1, y1, x2, y2] of a few photos spread over the classes, to show how the crop moves over the epochs."""
+    rows = predictions.iloc[:: math.ceil(len(predictions) / WATCHED)]
+    return [[index, *row] for index, row in zip(rows.index, rows[named_box("box")].to_numpy().tolist(), strict=True)]
+
+
+def check_finite(terms: dict[str, Tensor]) -> None:
+    """Raises NonFiniteLoss that names the first term that is NaN or infinite."""
+    for name, value in terms.items():
+        if not torch.isfinite(value):
+            raise NonFiniteLoss(
+                f"The loss term {name!r} became {float(value)}; training stopped before it reached the weights. "
+                "A lower localisation_learning_rate or learning_rate usually helps; the last checkpoint is kept."
+            )
+
+
+def build_loss(config: Config, num_classes: int) -> EndToEndLoss:
+    """The configured objective, equation 1."""
+    embedding_loss = EmbeddingLoss(num_classes, config.embedding_dim)
+    return EndToEndLoss(
+        embedding_loss, config.lambda_emb, config.lambda_att, config.lambda_aff, threshold=config.threshold
+    )
+
+
+def build_optimiser(model: EndToEndModel, config: Config) -> SGD:
+    """SGD with AttNet and AffNet in a group of their own: at a large rate lambda_att = 16 makes them diverge."""
+    groups = [
+        {"params": model.classifier.parameters(), "lr": config.learning_rate},
+        {"params": model.localisation_parameters(), "lr": config.localisation_learning_rate},
+    ]
+    return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def save_checkpoint(path: Path, config: Config, seed: int, model, criterion, optimiser, schedule, history) -> None:
+    """Write everything that the next epoch depends on, atomically."""
+    state = {
+        "format": CHECKPOINT_FORMAT,
+        "config": dataclasses.asdict(config),
+        "seed": seed,
+        "model": model.state_dict(),
+        "criterion": criterion.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "schedule": schedule.state_dict(),
+        "history": history,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def resume(path: Path, config: Config, seed: int, model, criterion, optimiser, schedule) -> list[dict]:
+    """Load the checkpoint, where there is one, into the objects given → its history, empty where there is none."""
+    if not path.exists():
+        return []
+    state = read_checkpoint(path)
+    if state["config"] != dataclasses.asdict(config) or state["seed"] != seed:
+        raise ValueError(f"{path} belongs to another configuration or seed; move it away or choose another folder.")
+    model.load_state_dict(state["model"])
+    criterion.load_state_dict(state["criterion"])
+    optimiser.load_state_dict(state["optimiser"])
+    schedule.load_state_dict(state["schedule"])
+    return state["history"]
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The state in a checkpoint file. Raises ValueError for a file that is damaged or of another version."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise ValueError(f"{path} is damaged ({error}); delete it to start this run again.") from error
+    if state.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"{path} was written by another version of fgvclib; delete it to start this run again.")
+    return state

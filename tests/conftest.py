@@ -1,0 +1,48 @@
+"""What the core's tests share: a configuration that trains in a second, and SynthBirds drawn once for it."""
+
+from functools import partial
+
+import pytest
+
+from fgvclib import synthbirds
+from fgvclib.config import load_config
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The smoke profile, smaller still: 3 classes, photos of 64 pixels, 3 steps an epoch."""
+    return load_config(
+        "smoke",
+        num_classes=3,
+        train_per_class=5,
+        test_per_class=3,
+        photo_size=64,
+        image_size=64,
+        crop_size=32,
+        teacher_size=64,
+        embedding_dim=16,
+        batch_size=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def data_folder(tiny, tmp_path_factory):
+    """A data root (FGVC_DATA) in which the data set of `tiny` is drawn."""
+    from fgvclib.data import prepare_dataset  # late: brings torch, which some test files do without
+
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGVC_DATA", str(folder))
+        patch.setattr(synthbirds, "generate", partial(synthbirds.generate, workers=0))
+        prepare_dataset(tiny)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def splits(tiny, data_folder):
+    """12 training, 3 validation and 9 test photos."""
+    from fgvclib.data import load_splits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGVC_DATA", str(data_folder))
+        return load_splits(tiny)

@@ -1,0 +1,92 @@
+"""AttNet: 64 pixels in, 14x14 cells out, with the pre-trained stem."""
+
+import pytest
+import torch
+
+from fgvclib.attnet import AttNet, resize
+from fgvclib.backbones import OFFLINE, create_backbone
+
+
+@pytest.fixture(scope="module")
+def attnet():
+    return AttNet(OFFLINE).eval()
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (32, 32), (448, 448), (97, 203)])
+def test_network_sees_64_pixels_whatever_the_image(attnet, height, width):
+    seen = []
+    handle = attnet.stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    attention = attnet(torch.randn(1, 3, height, width))
+    handle.remove()
+    assert seen == [(1, 3, 64, 64)]
+    assert attention.shape == (1, 1, 14, 14)
+
+
+@pytest.mark.parametrize("backbone, map_size", [(OFFLINE, 14), (OFFLINE, 7), (OFFLINE, 20), ("resnet50", 14)])
+def test_map_has_the_asked_number_of_cells(backbone, map_size):
+    attnet = AttNet(backbone, pretrained=False, map_size=map_size)
+    assert attnet(torch.randn(2, 3, 80, 80)).shape == (2, 1, map_size, map_size)
+    assert attnet.input_size == 4 * (map_size + 2)
+
+
+def test_paper_default_has_the_parameters_of_resnet50_up_to_layer1_and_a_3x3_convolution():
+    attnet = AttNet("resnet50", pretrained=False)
+    head = 256 * 9 + 1
+    assert sum(p.numel() for p in attnet.parameters()) == 9536 + 215808 + head
+
+
+def test_stem_starts_with_the_pretrained_weights(attnet):
+    pretrained = create_backbone(OFFLINE, pretrained=True).state_dict()
+    stem = attnet.stem.layers.state_dict()
+    assert len(stem) > 20
+    for name, value in stem.items():
+        assert torch.equal(value, pretrained[name]), name
+
+
+def test_stem_without_pretraining_has_other_weights():
+    pretrained = create_backbone(OFFLINE, pretrained=True).state_dict()
+    stem = AttNet(OFFLINE, pretrained=False).stem.layers.state_dict()
+    assert not torch.equal(stem["conv_stem.weight"], pretrained["conv_stem.weight"])
+
+
+def test_attention_moves_with_the_object(attnet):
+    """A cell of the map answers to its own part of the image."""
+    images = torch.zeros(1, 3, 64, 64)
+    images[..., 8:16, 48:56] = 3.0
+    with torch.no_grad():
+        change = (attnet(images) - attnet(torch.zeros(1, 3, 64, 64))).abs()[0, 0]
+    rows, columns = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
+    weights = change / change.sum()
+    assert (weights * rows).sum() == pytest.approx(12 / 4 - 1.5, abs=1)
+    assert (weights * columns).sum() == pytest.approx(52 / 4 - 1.5, abs=1)
+
+
+def test_standardised_features_have_mean_0_and_variance_1_in_training():
+    attnet = AttNet(OFFLINE, standardise=True)
+    seen = []
+    attnet.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    attnet(torch.randn(4, 3, 64, 64))
+    torch.testing.assert_close(seen[0].mean(dim=(0, 2, 3)), torch.zeros(24), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen[0].var(dim=(0, 2, 3)), torch.ones(24), atol=1e-2, rtol=0)
+
+
+def test_standardising_adds_no_parameters():
+    plain, standardised = (sum(p.numel() for p in AttNet(OFFLINE, False, 14, on).parameters()) for on in (False, True))
+    assert plain == standardised
+
+
+def test_gradient_reaches_every_parameter(attnet):
+    attnet(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in attnet.parameters())
+    attnet.zero_grad()
+
+
+def test_shrinking_filters_out_what_is_too_fine():
+    stripes = torch.tensor([1.0, 1, 1, -3]).repeat(64).expand(1, 1, 256, 256)  # mean 0, period of one new pixel
+    small = resize(stripes, 64)
+    assert small[..., 2:-2].abs().max() < 1e-5
+
+
+def test_resize_to_the_same_size_returns_the_images_themselves():
+    images = torch.randn(1, 3, 64, 64)
+    assert resize(images, 64) is images

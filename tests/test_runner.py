@@ -1,0 +1,474 @@
+"""The runner: strict before a run, honest about what was done, and nothing half-made taken for done."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import nbformat
+import pandas
+import psutil
+import pytest
+
+from fgvclib import config, manifest, runner
+from fgvclib.cli import main
+from fgvclib.config import load_config, results_folder
+from fgvclib.files import read_json
+
+PARAMETERS = 'profile = "cpu"\ndataset = "synthbirds"\nseeds = [0]\noverrides = {}\nrows = []'
+FOLDER = """from fgvclib.config import load_config, results_folder
+folder = results_folder(load_config(profile, dataset, **overrides))"""
+SMOKE = ("smoke", "synthbirds", [0])
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """An empty notebooks folder; results go to tmp_path/results, and the data set is a stand-in."""
+    data = types.ModuleType("fgvclib.data")
+    data.dataset_checksum = lambda config: "checksum of the birds"
+    monkeypatch.setitem(sys.modules, "fgvclib.data", data)
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("FGVC_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path / "notebooks")
+    runner.NOTEBOOKS.mkdir()
+    return runner.NOTEBOOKS
+
+
+def write(folder: Path, name: str, *cells: str, tag: str = "parameters", parameters: str = PARAMETERS) -> Path:
+    """A notebook: a title, a parameters cell, and these code cells."""
+    new = nbformat.v4
+    notebook = new.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
+    notebook.cells = [
+        new.new_markdown_cell(f"# About {name}"),
+        new.new_code_cell(parameters, metadata={"tags": [tag]}),
+        *(new.new_code_cell(cell) for cell in cells),
+    ]
+    path = folder / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def count(mark: str) -> str:
+    """Code that appends `mark` to a file in the results folder, for `counted` to read."""
+    return f"{FOLDER}\nwith open(folder / 'marks.txt', 'a') as file:\n    file.write({mark} + '\\n')"
+
+
+def counted(folder: Path | None = None) -> list[str]:
+    path = (folder or results_folder(load_config("smoke"))) / "marks.txt"
+    return path.read_text().split() if path.exists() else []
+
+
+def entries() -> set[str]:
+    return set(manifest.read_manifest(results_folder(load_config("smoke"))).get("notebooks", {}))
+
+
+# What is done, and what is not
+
+
+def test_runs_once_and_again_when_the_source_changes(notebooks, capfd, tmp_path):
+    write(notebooks, "03_tiny", count("'first'"), "print('epoch', seeds, rows, overrides)")
+    settings = dict(seeds=[4, 7], overrides={"epochs": 1}, parameters={"rows": ["a"]})
+    copy = runner.run_notebook("03", "smoke", "synthbirds", **settings)
+    folder = results_folder(load_config("smoke", epochs=1))
+    assert copy == folder / "notebooks" / "03_tiny.ipynb"
+    assert "epoch [4, 7] ['a'] {'epochs': 1}" in capfd.readouterr().out  # streamed while it ran
+    assert "epoch [4, 7]" in copy.read_text()
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["03_tiny.ipynb"]
+
+    runner.run_notebook("03", "smoke", "synthbirds", **settings)
+    assert "03_tiny is done" in capfd.readouterr().out
+    assert counted(folder) == ["first"]
+
+    write(notebooks, "03_tiny", count("'second'"))
+    runner.run_notebook("03_tiny", "smoke", "synthbirds", **settings)
+    assert counted(folder) == ["first", "second"]
+
+    content = read_json(folder / "manifest.json")
+    assert content["configuration"]["epochs"] == 1
+    assert content["configuration_hash"] == load_config("smoke", epochs=1).hash()
+    assert content["dataset_checksum"] == "checksum of the birds"
+    assert content["seeds"] == [4, 7]
+    assert content["versions"]["papermill"] and content["versions"]["torch"]
+    assert content["hardware"]["cores"] == os.cpu_count()
+    entry = content["notebooks"]["03_tiny"]
+    assert entry["parameters"]["rows"] == ["a"] and 0 < entry["minutes"] < 1 and entry["started"].endswith("+00:00")
+    for text in (copy.read_text(), json.dumps(content)):
+        assert str(tmp_path) not in text and str(config.PROJECT) not in text and str(Path.home()) + "/" not in text
+
+
+def test_hash_changes_with_everything_that_a_result_depends_on(notebooks, monkeypatch):
+    write(notebooks, "03_tiny", "1")
+    plain = runner.plan("03", *SMOKE).hash()
+    assert runner.plan("03", *SMOKE).hash() == plain
+    assert runner.plan("03", "smoke", "synthbirds", [1]).hash() != plain
+    assert runner.plan("03", *SMOKE, parameters={"rows": ["a"]}).hash() != plain
+    assert runner.plan("03", *SMOKE, overrides={"epochs": 7}).hash() != plain
+    monkeypatch.setattr(runner, "__version__", "99")
+    assert runner.plan("03", *SMOKE).hash() != plain
+
+
+def test_failing_cell_is_named_and_a_rerun_works(notebooks, tmp_path):
+    write(notebooks, "03_tiny", "value = 1", "value / 0  # here", count("'after'"))
+    with pytest.raises(
+        runner.NotebookFailed, match=r"03_tiny failed in cell In \[4\] \(value / 0  # here\)"
+    ) as failure:
+        runner.run_notebook("03", *SMOKE)
+    assert failure.value.error == "ZeroDivisionError: division by zero"
+    assert "ZeroDivisionError" in failure.value.copy.read_text()
+    assert failure.value.copy.name == "03_tiny.failed.ipynb"
+    assert str(failure.value.copy) in str(failure.value)
+    assert entries() == set() and counted() == []
+
+    write(notebooks, "03_tiny", f"{FOLDER}\nassert not (folder / 'broken').exists()", count("'after'"))
+    copy = runner.run_notebook("03", *SMOKE)
+    assert entries() == {"03_tiny"} and counted() == ["after"]
+    assert [path.name for path in copy.parent.iterdir()] == ["03_tiny.ipynb"]  # the failed copy is gone
+
+    # Another run may have overwritten artefacts before it failed, so that the first one's word no longer holds.
+    (copy.parent.parent / "broken").touch()
+    with pytest.raises(runner.NotebookFailed):
+        runner.run_notebook("03", *SMOKE, force=True)
+    assert entries() == set() and not copy.exists()
+
+
+@pytest.mark.parametrize(
+    ("cells", "error"),
+    [
+        (["import os\nos.kill(os.getpid(), 9)", "1"], "the kernel died"),
+        (["import sys\nsys.exit(0)", "1"], "SystemExit: 0"),
+        (["1", "import sys\nsys.exit(0)"], "SystemExit: 0"),
+    ],
+    ids=["killed", "exit in the middle", "exit at the end"],
+)
+def test_silent_ends_are_failures(notebooks, cells, error, capsys):
+    write(notebooks, "03_tiny", *cells)
+    assert main(["run", "03", "--profile", "smoke"]) == 1
+    told = capsys.readouterr().err
+    assert error in told and "In [" in told
+    assert entries() == set()
+    folder = results_folder(load_config("smoke"))
+    assert [path.name for path in (folder / "notebooks").iterdir()] == ["03_tiny.failed.ipynb"]
+
+
+def test_time_limit_stops_the_whole_notebook(notebooks, capfd, monkeypatch):
+    """The cell ignores the interrupt, so that only killing helps; its own processes, such as workers, go too."""
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 1)
+    stubborn = (
+        f"{FOLDER}\nimport signal, subprocess, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "(folder / 'pid').write_text(str(subprocess.Popen(['sleep', '100']).pid))\nprint('sleeps')\ntime.sleep(100)"
+    )
+    write(notebooks, "03_tiny", stubborn)
+    began = time.monotonic()
+    assert main(["run", "03", "--profile", "smoke", "--timeout", "0.12"]) == 1
+    assert time.monotonic() - began < 60
+    streams = capfd.readouterr()
+    assert "sleeps" in streams.out
+    assert "In [3]" in streams.err and "time limit of 0.12 minutes" in streams.err
+    assert entries() == set()
+    worker = int((results_folder(load_config("smoke")) / "pid").read_text())
+    until(lambda: not alive(worker))
+
+
+# Refused before anything runs
+
+
+def refused(**changes) -> str:
+    settings = {"notebook": "03", "profile": "smoke", "dataset": "synthbirds", "seeds": [0], **changes}
+    with pytest.raises((ValueError, TypeError)) as error:
+        runner.run_notebook(**settings)
+    assert not results_folder(load_config("smoke")).exists()
+    return str(error.value)
+
+
+def test_wrong_input_is_refused_before_running(notebooks):
+    write(notebooks, "03_tiny", "1")
+    assert refused(parameters={"row": ["a"]}) == (
+        "03_tiny has no parameter row; it has: profile, dataset, seeds, overrides, rows."
+    )
+    assert "use --profile" in refused(parameters={"profile": "cpu"})
+    assert "'epoch' is no configuration key" in refused(overrides={"epoch": 1})
+    assert "--dataset" in refused(overrides={"dataset": "cub200"})
+    assert "profile is 'tiny'" in refused(profile="tiny")
+    assert "there are: 03_tiny" in refused(notebook="04")
+    for seeds in ([], [0, 0], [0.5], [True]):
+        assert "different whole numbers" in refused(seeds=seeds)
+
+
+def test_notebook_without_parameters_is_refused(notebooks):
+    write(notebooks, "03_tiny", "1", tag="parameter")
+    assert "03_tiny.ipynb has no cell tagged `parameters`" in refused()
+    write(notebooks, "03_tiny", "1", parameters='profile = "cpu"\ndataset = ""\noverrides = {}')
+    assert refused() == "03_tiny has no parameter seeds; it has: profile, dataset, overrides."
+
+
+def test_find_notebook(notebooks, tmp_path):
+    affnet, other = write(notebooks, "03_affnet"), write(tmp_path, "elsewhere")
+    write(notebooks, "04_a"), write(notebooks, "04_b")
+    assert runner.find_notebook("03") == runner.find_notebook("03_affnet") == affnet
+    assert runner.find_notebook("03_affnet.ipynb") == runner.find_notebook(affnet) == affnet
+    assert runner.find_notebook(other) == other
+    with pytest.raises(ValueError, match="no notebooks; there are: 03_affnet, 04_a, 04_b"):
+        runner.find_notebook("0")
+    with pytest.raises(ValueError, match="several notebooks"):
+        runner.find_notebook("04")
+
+
+def test_results_of_another_configuration_are_refused(notebooks, monkeypatch):
+    write(notebooks, "03_tiny", "1")
+    smoke = load_config("smoke")
+    manifest.forget(results_folder(smoke), smoke, [])
+    changed = config.replace(smoke, epochs=12, threshold=0.4)
+    monkeypatch.setitem(config.PROFILES, "smoke", changed)
+    with pytest.raises(
+        ValueError, match=r"\(threshold: 0.3 there, 0.4 now; epochs: 2 there, 12 now\); rename or delete"
+    ):
+        runner.run_notebook("03", *SMOKE)
+    assert not (results_folder(changed) / "notebooks").exists()
+
+
+def test_results_from_other_data_are_refused(notebooks):
+    write(notebooks, "03_tiny", "1")
+    smoke = load_config("smoke")
+    manifest.forget(results_folder(smoke), smoke, [])
+    sys.modules["fgvclib.data"].dataset_checksum = lambda config: "other birds"
+    with pytest.raises(ValueError, match="checksum of the birds there, other birds now"):
+        runner.run_notebook("03", *SMOKE)
+    assert not (results_folder(smoke) / "notebooks").exists()
+
+
+def test_absent_data_are_recorded_as_absent(notebooks):
+    def absent(config):
+        raise FileNotFoundError
+
+    checksum = sys.modules["fgvclib.data"].dataset_checksum
+    smoke = load_config("smoke")
+    for present, recorded in ((absent, None), (checksum, "checksum of the birds"), (absent, "checksum of the birds")):
+        sys.modules["fgvclib.data"].dataset_checksum = present
+        manifest.forget(results_folder(smoke), smoke, [])
+        assert manifest.read_manifest(results_folder(smoke))["dataset_checksum"] == recorded
+
+
+def test_code_state_is_that_of_this_repository_only(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "file").touch()
+    git("init")
+    monkeypatch.setattr(manifest, "PROJECT", tmp_path.resolve())
+    assert manifest.code_state() == {"commit": None, "dirty": None}  # no commit yet
+    git("add", "."), git("commit", "-m", "first")
+    state = manifest.code_state()
+    assert len(state["commit"]) == 40 and state["dirty"] is False
+    (inside / "file").write_text("changed")
+    assert manifest.code_state() == {**state, "dirty": True}
+    monkeypatch.setattr(manifest, "PROJECT", inside.resolve())  # installed inside somebody else's repository
+    assert manifest.code_state() == {"commit": None, "dirty": None}
+
+
+# Kernels, working directories, other runners, interruption
+
+
+def test_own_kernel_wherever_it_is_called(notebooks, tmp_path, monkeypatch):
+    """Other `python3` kernels come first for this user, and the caller's folder holds a module in the way."""
+    for variable, parts in (("JUPYTER_PATH", ""), ("JUPYTER_DATA_DIR", ""), ("HOME", ".local/share/jupyter")):
+        spec = tmp_path / variable / parts / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        spec.write_text(json.dumps({"argv": ["/nowhere/python"], "display_name": "broken", "language": "python"}))
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    caller = tmp_path / "caller"
+    caller.mkdir()
+    (caller / "papermill.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(caller)
+    monkeypatch.setenv("FGVC_RESULTS", "here")  # relative to the caller, not to the notebook
+    write(notebooks, "03_tiny", "import os, sys", count("sys.executable"), count("os.getcwd()"))
+    runner.run_notebook("03", *SMOKE)
+    assert counted(caller / "here" / "smoke-synthbirds") == [sys.executable, str(notebooks)]
+
+
+def test_one_runner_per_folder(notebooks, capsys):
+    """The lock holds between processes, and dies with its holder."""
+    write(notebooks, "03_tiny", "1")
+    folder = results_folder(load_config("smoke"))
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom fgvclib import runner\n"
+        "with runner.folder_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, cwd=config.PROJECT
+    ) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            assert main(["run", "03", "--profile", "smoke"]) == 1
+            assert f"Another run is writing to {folder}" in capsys.readouterr().err
+            assert not (folder / "notebooks").exists()
+        finally:
+            other.kill()
+    with runner.folder_lock(folder):
+        pass
+
+
+@pytest.fixture
+def running(notebooks, tmp_path):
+    """A runner in a process of its own, inside a cell that waits; (process, process id of the kernel)."""
+    cell = (
+        f"{FOLDER}\nimport os, time\n"
+        "try:\n    (folder / 'pid').write_text(f'{os.getpid()}\\n')\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    (folder / 'saved').touch()\n    raise"
+    )
+    write(notebooks, "03_tiny", cell)
+    code = (
+        "import sys, types\ndata = types.ModuleType('fgvclib.data')\ndata.dataset_checksum = lambda config: '0'\n"
+        "sys.modules['fgvclib.data'] = data\nfrom fgvclib import cli, manifest\n"
+        "manifest.hardware = dict  # saves the import of torch\nsys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "run", str(notebooks / "03_tiny.ipynb"), "--profile", "smoke"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=config.PROJECT, start_new_session=True)
+    pid = results_folder(load_config("smoke")) / "pid"
+    until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+    yield process, int(pid.read_text())
+    process.kill()
+    process.communicate()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_interrupt_lets_the_cell_save_and_says_how_to_go_on(running):
+    process, kernel = running
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "the same command goes on from there" in told and "Traceback" not in told
+    folder = results_folder(load_config("smoke"))
+    assert (folder / "saved").exists()
+    assert (folder / "notebooks" / "03_tiny.failed.ipynb").exists()
+    assert entries() == set() and not alive(kernel)
+
+
+def test_killed_runner_leaves_nothing_running_and_nothing_done(running):
+    process, kernel = running
+    process.kill()
+    until(lambda: not alive(kernel))
+    assert entries() == set()
+    assert not (results_folder(load_config("smoke")) / "notebooks" / "03_tiny.ipynb").exists()
+
+
+# Many notebooks
+
+
+def test_all_in_order_then_the_tables(notebooks, capfd):
+    table = "model,accuracy_mean,accuracy_std,paper_accuracy\nbaseline,0.81234,0.01,0.8\nours,0.9,,\n"
+    artefacts = f"(folder / 'table2.csv').write_text({table!r})\n(folder / 'figures').mkdir()\n"
+    write(notebooks, "05_ablation", count("str(rows)"), artefacts + "(folder / 'figures' / 'a.png').touch()")
+    write(notebooks, "07_comparison", count("'compared'"), parameters=PARAMETERS.replace("\nrows = []", ""))
+    command = ["run", "all", "--profile", "smoke", "-p", "rows", "[a]", "-p", "overrides.learning_rate", "1e-2"]
+    assert main(command) == 0
+    folder = results_folder(load_config("smoke", learning_rate=0.01))
+    assert counted(folder) == ["['a']", "compared"]
+    printed = capfd.readouterr().out
+    assert "0.800 | 0.812" in printed and f"1 figures: {folder / 'figures'}" in printed and "Total: " in printed
+
+    assert main(command) == 0  # done
+    assert counted(folder) == ["['a']", "compared"]
+    assert main(["tables", "--profile", "smoke", "--set", "learning_rate=1e-2"]) == 0
+    assert "– | 0.900" in capfd.readouterr().out
+    assert main(["run", "all", "--profile", "smoke", "-p", "row", "1"]) == 2
+
+
+def test_grid_goes_on_after_a_failing_cell(notebooks, capfd):
+    work = count("'+'.join(rows) + str(seeds)")
+    write(notebooks, "05_ablation", work, "assert rows != ['bad row']")
+    write(notebooks, "07_comparison", count("'compared'"))
+    command = ["grid", "--rows", "bad row,good", "--seeds", "3", "--profile", "smoke"]
+    # An earlier run of all rows: its tables are overwritten by those of single rows, so it is not done any more.
+    smoke = load_config("smoke")
+    manifest.record(results_folder(smoke), smoke, "05_ablation", {"hash": "0", "parameters": {"seeds": [0]}})
+    assert main(command) == 1
+    printed = capfd.readouterr().out
+    assert "2 cells, 1 failures" in printed and "smoke-synthbirds grid/05_ablation-bad-row-seed3" in printed
+    assert entries() == {"grid/05_ablation-good-seed3"}  # no tables from a part
+
+    failing = notebooks / "05_ablation.ipynb"
+    failing.write_text(failing.read_text().replace("assert rows", "rows"))
+    marks = results_folder(smoke) / "marks.txt"
+    marks.unlink()
+    assert main(command) == 0
+    assert marks.read_text().splitlines() == ["bad row[3]", "good[3]", "bad row+good[3]", "compared"]
+
+
+# Commands
+
+
+def test_wrong_commands_end_with_a_sentence(notebooks, capsys):
+    write(notebooks, "03_tiny", "1")
+    for command, told in (
+        (["run", "04"], "04 names no notebooks; there are: 03_tiny"),
+        (["run", "03", "--profile", "tiny"], "profile is 'tiny'; choose one of smoke, cpu, paper."),
+        (["run", "03", "--set", "epochs=many"], "epochs = 'many' is str"),
+        (["run", "03", "--set", "epochs"], "--set epochs has no value; write --set KEY=VALUE."),
+        (["run", "03", "-p", "rows", "[a"], "'[a' is neither JSON nor YAML."),
+        (["tables"], f"{results_folder(load_config('cpu'))} does not exist; `fgvc run all` makes it."),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+    for command in (
+        ["run"],
+        ["run", "03", "--profil3", "x"],
+        ["run", "03", "--seeds", "a"],
+        ["grid", "--timeout", "0"],
+    ):
+        with pytest.raises(SystemExit) as status:
+            main(command)
+        assert status.value.code == 2
+
+
+def test_list_and_data(notebooks, capsys, tmp_path):
+    write(notebooks, "03_tiny", "1")
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "03_tiny  About 03_tiny",
+        '    profile = "cpu", dataset = "synthbirds", seeds = [0], overrides = {}, rows = []',
+    ]
+    sys.modules["fgvclib.data"].prepare_dataset = lambda config: f"{config.dataset} {config.num_classes}"
+    assert main(["data", "synthbirds", "--profile", "smoke", "--set", "num_classes=3"]) == 0
+    assert capsys.readouterr().out == "synthbirds 3\n"
+
+
+def test_lab_passes_arguments_on(notebooks, capfd):
+    assert main(["lab", "--version"]) == 0
+    assert capfd.readouterr().out.strip()[0].isdigit()
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, fgvclib.cli\nsys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=config.PROJECT).returncode == 0
+
+
+def test_beside_paper():
+    table = pandas.DataFrame({"parameters": [12, 4567], "iou_gt_0.80": [0.5, 1.0], "paper_parameters": [12, None],
+                              "paper_code": ["a", "b"], "paper_iou_gt_0.80": [0.98765, 0.5]})  # fmt: skip
+    shown = runner.beside_paper(table)
+    assert shown.to_dict("list") == {
+        "parameters": ["12 | 12", "– | 4567"],
+        "iou_gt_0.80": ["0.988 | 0.500", "0.500 | 1"],
+        "paper_code": ["a", "b"],
+    }

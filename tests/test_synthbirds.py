@@ -1,0 +1,216 @@
+"""Tests of the synthetic bird data set: the files, the boxes, the species, and what is refused."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvclib import birdpainter, synthbirds
+
+SMALL = {"num_classes": 3, "train_per_class": 2, "test_per_class": 1, "image_size": 48}
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def _table(root: Path, name: str) -> list[list[str]]:
+    return [line.split() for line in (root / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    return synthbirds.generate(tmp_path_factory.mktemp("birds") / "set", **SMALL, workers=0)
+
+
+def test_layout(small):
+    images = _table(small, "images.txt")
+    assert [row[0] for row in images] == [str(i) for i in range(1, 10)]
+    assert images[0][1] == "001.Plain_Marshfinch/Plain_Marshfinch_0001.jpg"
+    assert images[8][1] == "003.Rufous-capped_Marshfinch/Rufous-capped_Marshfinch_0003.jpg"
+    assert [row[1] for row in _table(small, "image_class_labels.txt")] == list("111222333")
+    assert [row[1] for row in _table(small, "train_test_split.txt")] == list("110110110")
+    assert [row[0] for row in _table(small, "bounding_boxes.txt")] == [row[0] for row in images]
+    assert _table(small, "classes.txt")[1] == ["2", "002.Spectacled_Marshfinch"]
+    assert len(list((small / "images").rglob("*.jpg"))) == 9
+    for _, path in images:
+        with Image.open(small / "images" / path) as image:
+            assert (image.size, image.mode, image.format) == ((48, 48), "RGB", "JPEG")
+
+
+def test_same_bytes_whatever_the_workers(small, tmp_path):
+    again = synthbirds.generate(tmp_path / "set", **SMALL, workers=2)
+    assert _files(again) == _files(small)
+
+
+def test_other_seed_gives_other_pictures(small, tmp_path):
+    other = synthbirds.generate(tmp_path / "set", **SMALL, seed=1, workers=0)
+    name = "images/001.Plain_Marshfinch/Plain_Marshfinch_0001.jpg"
+    assert (other / name).read_bytes() != (small / name).read_bytes()
+
+
+def test_pictures_do_not_depend_on_the_extent(small, tmp_path):
+    larger = SMALL | {"num_classes": 4, "train_per_class": 3}
+    files = _files(synthbirds.generate(tmp_path / "set", **larger, workers=0))
+    pictures = {name: data for name, data in _files(small).items() if name.endswith(".jpg")}
+    assert pictures == {name: files[name] for name in pictures}
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_boxes_lie_inside_and_span_the_size_range(size):
+    sides = []
+    for k, species in enumerate(synthbirds.species_list(40)):
+        _, (x, y, w, h) = synthbirds.draw_bird(species, np.random.default_rng([3, k]), size)
+        assert x >= 0 and y >= 0 and x + w <= size and y + h <= size
+        sides.append(max(w, h) / size)
+    low, high = birdpainter.SIZE_RANGE
+    assert low - 2 / size <= min(sides) < 0.25
+    assert 0.5 < max(sides) <= high + 2 / size
+
+
+def test_boxes_are_not_centred():
+    centres = []
+    for k in range(60):
+        scene = birdpainter.paint_scene(synthbirds.species_list(1)[0], np.random.default_rng([4, k]), 64)
+        x, y, w, h = scene.box
+        centres.append(((x + w / 2) / 64, (y + h / 2) / 64))
+    assert np.std(centres, axis=0).min() > 0.12
+
+
+@pytest.mark.parametrize("index", range(0, 40, 3))
+def test_box_is_where_the_bird_changes_the_picture(index):
+    species = synthbirds.species_list(40)[index]
+    scene = birdpainter.paint_scene(species, np.random.default_rng([5, index]), 224)
+    nothing, plain = Image.new("RGBA", (224, 224)), Image.new("RGB", (224, 224), (255, 0, 255))
+    scene = dataclasses.replace(scene, occluders=nothing, landscape=plain)
+    with_bird = np.asarray(birdpainter.compose(scene), int)
+    without = np.asarray(birdpainter.compose(dataclasses.replace(scene, bird=nothing)), int)
+    changed = np.abs(with_bird - without).max(axis=2)
+    x, y, w, h = (int(v) for v in scene.box)
+    outside = changed.copy()
+    outside[y : y + h, x : x + w] = 0
+    assert outside.max() < 85  # faint edge pixels at most
+    clear = changed > 25
+    assert clear[y].any() and clear[y + h - 1].any() and clear[:, x].any() and clear[:, x + w - 1].any()
+
+
+def test_occluders_never_hide_most_of_the_bird():
+    hidden = []
+    for k in range(40):
+        scene = birdpainter.paint_scene(synthbirds.species_list(40)[k], np.random.default_rng([6, k]), 96)
+        bird = np.asarray(scene.bird.getchannel("A")) >= birdpainter.BOX_ALPHA
+        hidden.append(np.asarray(scene.occluders.getchannel("A"))[bird].mean() / 255)
+    assert max(hidden) <= birdpainter.MAX_HIDDEN
+    assert 0.2 < np.mean(np.array(hidden) > 0) < 0.8
+
+
+def test_a_bird_is_drawn_in_the_requested_size():
+    for k, species in enumerate(synthbirds.species_list(40)):
+        layer, _ = birdpainter.paint_bird(species, np.random.default_rng(k), 120)
+        left, top, right, bottom = layer.getchannel("A").point(lambda a: 255 * (a > 128)).getbbox()
+        assert abs(max(right - left, bottom - top) - 120) <= 3, species.name
+
+
+def _differences(a: synthbirds.Species, b: synthbirds.Species) -> int:
+    marks_a, marks_b = synthbirds.field_marks(a), synthbirds.field_marks(b)
+    return sum(marks_a[name] != marks_b[name] for name in marks_a)
+
+
+def test_sisters_differ_by_one_or_two_marks_and_all_species_differ():
+    species = synthbirds.species_list(40)
+    assert len({s.name for s in species}) == 40
+    assert {s.genus for s in species} == set(birdpainter.BODY_PLANS)
+    single = 0
+    for a, b in itertools.combinations(species, 2):
+        if a.genus == b.genus:
+            assert 1 <= _differences(a, b) <= 2, (a.name, b.name)
+            single += _differences(a, b) == 1
+    assert single >= 30
+
+
+def test_every_mark_shows():
+    """Sisters in the same pose differ in at least some pixels, clearly."""
+    for a, b in itertools.combinations(synthbirds.species_list(40), 2):
+        if a.genus != b.genus:
+            continue
+        layers = [birdpainter.paint_bird(species, np.random.default_rng(7), 110)[0] for species in (a, b)]
+        pair = [layer.convert("RGBa") for layer in layers]
+        size = tuple(max(image.size[i] for image in pair) for i in range(2))
+        one, two = (np.asarray(image.crop((0, 0, *size)), int) for image in pair)
+        assert (np.abs(one - two).max(axis=2) > 40).sum() >= 25, (a.name, b.name)
+
+
+def test_first_species_always_hold_sisters():
+    for count in range(2, 41):
+        genera = [s.genus for s in synthbirds.species_list(count)]
+        assert len(set(genera)) < len(genera)
+
+
+def test_same_parameters_return_at_once(small, monkeypatch):
+    monkeypatch.setattr(synthbirds, "_write", lambda *_: pytest.fail("drawn again"))
+    before = _files(small)
+    assert synthbirds.generate(small, **SMALL, workers=0) == small
+    assert _files(small) == before
+
+
+def test_another_data_set_is_refused(small):
+    with pytest.raises(ValueError, match="seed 0 instead of 5.*choose another folder, or delete"):
+        synthbirds.generate(small, **SMALL, seed=5)
+
+
+def test_other_generator_version_is_refused(small, monkeypatch):
+    monkeypatch.setattr(synthbirds, "GENERATOR_VERSION", synthbirds.GENERATOR_VERSION + 1)
+    with pytest.raises(ValueError, match="generator_version"):
+        synthbirds.generate(small, **SMALL)
+
+
+def test_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no synthetic bird data set"):
+        synthbirds.generate(tmp_path, **SMALL)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_failed_run_leaves_no_root(tmp_path, monkeypatch):
+    calls = itertools.count()
+
+    def fail_half_way(species, rng, image_size):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return birdpainter.draw_bird(species, rng, image_size)
+
+    monkeypatch.setattr(synthbirds, "draw_bird", fail_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        synthbirds.generate(tmp_path / "set", **SMALL, workers=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_a_killed_run_are_cleared(small, tmp_path):
+    leftover = tmp_path / "set.partial" / "images"
+    leftover.mkdir(parents=True)
+    (leftover / "half.jpg").write_bytes(b"half")
+    root = synthbirds.generate(tmp_path / "set", **SMALL, workers=0)
+    assert _files(root) == _files(small)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"num_classes": 0}, "num_classes is 0, but there are 40 species"),
+        ({"num_classes": 41}, "num_classes is 41, but there are 40 species"),
+        ({"train_per_class": 0}, "train_per_class is 0: give a whole number of at least 1"),
+        ({"test_per_class": -1}, "test_per_class is -1: give a whole number of at least 1"),
+        ({"image_size": 31}, "image_size is 31: give a whole number of at least 32"),
+        ({"image_size": 64.5}, "image_size is 64.5: give a whole number"),
+        ({"seed": -1}, "seed is -1: give a whole number of at least 0"),
+        ({"workers": -1}, "workers is -1"),
+    ],
+)
+def test_bad_input(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        synthbirds.generate(tmp_path / "set", **(SMALL | bad))
+    assert list(tmp_path.iterdir()) == []
