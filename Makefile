@@ -55,7 +55,7 @@ PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-comp
 	    echo "Process $$pid is installing into .venv: let it finish, or remove .venv if it is not a make."; exit 1; }; \
 	  echo "The last install was not finished: starting over."; rm -rf .venv; fi
 	@mkdir -p .venv && echo $$PPID > .venv/.installing
-	@echo "Installing the pinned packages into .venv: one to two minutes, and the time to download up to 3.2 GB ..."
+	@echo "Installing the pinned packages into .venv: one to three minutes, and the time to download up to 3.2 GB ..."
 	@"$(PYTHON)" -m venv .venv
 	@$(PIP) -r requirements.lock && $(PIP) --no-deps --no-build-isolation -e . || { \
 	  echo "Installing failed for the reason above; it takes internet, 7 GB of disk, and Python 3.11 to 3.13 for these pins."; exit 1; }

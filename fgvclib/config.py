@@ -54,6 +54,7 @@ class Config:
     lambda_aff: float = 16.0
     beta_att: float = 1.0
     beta_aff: float = 1.0
+    theta_gradient_limit: float | None = None  # (ours) norm of a photo's classification gradient into theta
 
     # Training
     epochs: int = 90
@@ -81,32 +82,44 @@ PAPER = Config()
 CPU = replace(
     PAPER,
     profile="cpu",
-    num_classes=20,
-    train_per_class=40,
-    test_per_class=20,
+    num_classes=12,
+    train_per_class=60,
+    test_per_class=30,
     photo_size=256,
+    # The photo has twice the pixels of the classifier's input, so that a crop has detail to gain, as 448-pixel crops of
+    # large photos do (ours). The baseline's input is the whole photo at the same size.
     image_size=224,
     crop_size=112,
     teacher_size=224,
+    teacher_output_stride=16,  # a map of 14x14 at this size
     backbone="efficientnet_lite0.pypi",
     setting2_backbone="efficientnet_lite0.pypi",
     attnet_backbone="efficientnet_lite0.pypi",
     attnet_standardise=True,
-    teacher_output_stride=16,
-    epochs=10,
+    theta_gradient_limit=1.0,
+    epochs=8,
     batch_size=32,
+    learning_rate=0.02,
     workers=2,
+    table1_steps=3_000,
+    table1_resnet50_steps=12,
 )
 
 SMOKE = replace(
     CPU,
     profile="smoke",
     num_classes=4,
-    train_per_class=8,
-    test_per_class=4,
+    train_per_class=10,
+    test_per_class=6,
+    photo_size=96,
+    image_size=96,
+    crop_size=48,
+    teacher_size=96,
     epochs=2,
     batch_size=8,
     workers=0,
+    table1_steps=30,
+    table1_resnet50_steps=1,
 )
 
 PROFILES = {"smoke": SMOKE, "cpu": CPU, "paper": PAPER}
@@ -131,9 +144,11 @@ def _check_override(key: str, value) -> None:
     if key not in types or key in ("profile", "dataset"):
         known = ", ".join(name for name in types if name not in ("profile", "dataset"))
         raise ValueError(f"{key!r} is no configuration key; the keys are: {known}.")
-    accepted = (float | int) if types[key] is float else types[key]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
-        raise TypeError(f"{key} = {value!r} is {type(value).__name__}, but {types[key]} is needed.")
+    kind = types[key]
+    accepted = kind | int if kind in (float, float | None) else kind  # 1 is as good as 1.0
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        wanted = getattr(kind, "__name__", kind)
+        raise TypeError(f"{key} = {value!r} is {type(value).__name__}, but {wanted} is needed.")
 
 
 def results_root() -> Path:

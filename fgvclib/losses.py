@@ -23,6 +23,27 @@ def scale_gradient(x: Tensor, beta: float) -> Tensor:
     return _ScaleGradient.apply(x, beta)
 
 
+class _ClipGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, max_norm: float) -> Tensor:
+        ctx.max_norm = max_norm
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        per_sample = len(gradient) * gradient.norm(dim=1, keepdim=True)
+        return gradient * (ctx.max_norm / per_sample.clamp_min(ctx.max_norm)), None
+
+
+def clip_gradient(x: Tensor, max_norm: float | None) -> Tensor:
+    """x (B, d) unchanged on the way forward; every sample's gradient is shortened to `max_norm` on the way back (ours).
+
+    Norms are those of the samples' own losses, of which the objective is the mean, so that they do not depend on the
+    batch size. None changes nothing.
+    """
+    return x if max_norm is None else _ClipGradient.apply(x, max_norm)
+
+
 class EmbeddingLoss(nn.Module):
     """Draws embeddings to the centre of their class and pushes the centres of a batch apart [ELoPE].
 

@@ -10,7 +10,7 @@ from fgvclib.attnet import AttNet
 from fgvclib.classifier import Classifier
 from fgvclib.config import Config
 from fgvclib.geometry import IDENTITY_THETA, crop
-from fgvclib.losses import scale_gradient
+from fgvclib.losses import clip_gradient, scale_gradient
 from fgvclib.teacher import Teacher
 
 
@@ -28,8 +28,10 @@ class EndToEndModel(nn.Module):
     """images X (B, 3, H, W), normalised → `ModelOutput`.
 
     beta_att and beta_aff scale the gradient that the rest of the network sends into A and theta (equations 3 and 8).
-    The rest of A includes L_aff, which reaches it through theta; the rest of theta does not. With `localise` False the
-    crop is the whole image, and AttNet and AffNet are not run: the baseline of Table 2.
+    The rest of A includes L_aff, which reaches it through theta; the rest of theta does not. `theta_gradient_limit`
+    (ours) first shortens what the classifier sends into the theta of each photo to this norm: bilinear sampling passes
+    on the finest texture of the image, which can be far louder than L_aff. With `localise` False the crop is the whole
+    image, and AttNet and AffNet are not run: the baseline of Table 2.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class EndToEndModel(nn.Module):
         crop_size: int = 448,
         beta_att: float = 1.0,
         beta_aff: float = 1.0,
+        theta_gradient_limit: float | None = None,
         localise: bool = True,
     ):
         super().__init__()
@@ -48,11 +51,13 @@ class EndToEndModel(nn.Module):
         self.teacher = teacher
         self.crop_size = crop_size
         self.beta_att, self.beta_aff = beta_att, beta_aff
+        self.theta_gradient_limit = theta_gradient_limit
         self.localise = localise
 
     def forward(self, images: Tensor) -> ModelOutput:
         attention, theta = self.localisation(images)
-        cropped = crop(images, scale_gradient(theta, self.beta_aff), self.crop_size)
+        heard = clip_gradient(scale_gradient(theta, self.beta_aff), self.theta_gradient_limit)
+        cropped = crop(images, heard, self.crop_size)
         return ModelOutput(*self.classifier(cropped), attention, theta, cropped)
 
     def localisation(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -95,6 +100,7 @@ def build_model(config: Config, num_classes: int, pretrained: bool = True) -> En
         crop_size=config.crop_size,
         beta_att=config.beta_att,
         beta_aff=config.beta_aff,
+        theta_gradient_limit=config.theta_gradient_limit,
         localise=attnet_learns or affnet_learns,
     )
     return model.to(memory_format=torch.channels_last)  # measured: 1.5 to 2.5 times as fast on CPUs

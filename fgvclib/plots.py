@@ -14,12 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from fgvclib.backbones import normalisation
 from fgvclib.config import Config
 from fgvclib.data import PhotoDataset
-from fgvclib.geometry import box_to_theta, crop
+from fgvclib.geometry import box_to_theta, crop, min_max_normalise
 
 BOX_STYLES = {
     "true": {"edgecolor": "#009E73", "linestyle": "-"},
@@ -28,6 +29,7 @@ BOX_STYLES = {
 }
 SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 ATTENTION_MAP = "magma"
+BOX_NAMES = {"true": "true box", "predicted": r"predicted: AffNet's $\theta$", "target": r"target: from $M$ at $\tau$"}
 
 
 def use_style() -> None:
@@ -182,14 +184,15 @@ def system_figure(
         "image": "image $X$",
         "small": "what AttNet sees",
         "attention": "attention map $A$",
-        "mask": "mask, column and row maxima",
+        "mask": "mask and its maxima",
         "box": r"box from $\theta$",
         "crop": "crop",
         "prediction": "prediction",
     }
     side, gap, bottom, height = 1.85, 0.55, 0.75, 3.35
     width = len(titles) * (side + gap) + 0.45
-    figure = plt.figure(figsize=(width, height), layout="none")
+    figure = plt.figure(figsize=(width, height))
+    figure.set_layout_engine("none")
     axes = {}
     for i, (name, title) in enumerate(titles.items()):
         left = gap / 2 + i * (side + gap)
@@ -200,7 +203,7 @@ def system_figure(
             _arrow(figure, (left - gap + 0.16) / width, (left - 0.10) / width, middle)
     for first, last, name, colour in (("small", "attention", "AttNet", 0), ("mask", "box", "AffNet", 1)):
         _module_frame(figure, axes[first], axes[last], name, SERIES[colour])
-    _module_frame(figure, axes["prediction"], axes["prediction"], "classifier", SERIES[2], right=0.38 / width)
+    _module_frame(figure, axes["prediction"], axes["prediction"], "classifier", SERIES[2], right=0.42 / width)
     show_image(axes["image"], images["image"])
     show_image(axes["small"], images["small"])
     show_attention(axes["attention"], maps["attention"])
@@ -256,7 +259,7 @@ def show_probabilities(ax: Axes, probabilities: pd.Series, answer: str | None = 
     places = np.arange(len(best))
     ax.barh(places, best.to_numpy(), height=0.32, color=colours)
     for place, (name, value) in zip(places, best.items(), strict=True):
-        ax.text(0, place - 0.24, name, va="bottom", fontsize=8.5)
+        ax.text(0, place - 0.24, shorten(name, 31), va="bottom", fontsize=8.5)
         ax.text(value, place, f" {value:.0%}", va="center", fontsize=8.5)
     ax.set(xlim=(0, 1), ylim=(max(len(best), 4) - 0.6, -0.75))
     ax.set_axis_off()
@@ -276,11 +279,11 @@ def compare_views(
         share = (region[2] - region[0]) / width
         small = photo.resize((view, view), Image.Resampling.BILINEAR)
         scale = np.tile([view / width, view / height], 2)
-        seen = small.resize((4 * view, 4 * view), Image.Resampling.NEAREST, box=tuple(region * scale))
+        seen = small.resize((400, 400), Image.Resampling.NEAREST, box=tuple(region * scale))
         crop = photo.resize((view, view), Image.Resampling.BILINEAR, box=tuple(region))
         show_image(axes[0, column], picture, title, {"true": box})
-        show_image(axes[1, column], np.asarray(seen), f"whole image at {view} px: {share * view:.0f} px of it")
-        show_image(axes[2, column], np.asarray(crop), f"crop at {view} px: all {view} px")
+        show_image(axes[1, column], np.asarray(seen), f"whole image at {view} px: {share * view:.0f} px across")
+        show_image(axes[2, column], np.asarray(crop), f"crop at {view} px: {view} px across")
     return figure
 
 
@@ -297,3 +300,142 @@ def photo_batch(photos: pd.DataFrame, config: Config) -> Tensor:
     """Photos of a table as a normalised batch (N, 3, S, S), without augmentation."""
     dataset = PhotoDataset(photos, config)
     return torch.stack([dataset[index]["image"] for index in range(len(dataset))])
+
+
+def shorten(name: str, length: int) -> str:
+    """At most `length` characters, the last of them an ellipsis where some had to go."""
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def spot_the_difference(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]]) -> Figure:
+    """Rows of aligned pictures (H, W, 3) of uint8; what differs from the first of its row is ringed.
+
+    A picture that differs nearly everywhere shows another pose and gets no ring.
+    """
+    figure, axes = image_grid(len(rows), max(len(row) for row in rows), side=2.3)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for pictures, names, places in zip(rows, titles, axes, strict=True):
+        for picture, name, ax in zip(pictures, names, places, strict=False):
+            show_image(ax, picture, name)
+            difference = np.abs(picture.astype(int) - pictures[0]).max(axis=2) > 40
+            near = gaussian_filter(difference.astype(float), sigma=len(picture) / 40)
+            if 0 < (near > 0.02).mean() < 0.25:
+                ax.contour(near, levels=[0.02], colors=SERIES[3], linewidths=2)
+    return figure
+
+
+def box_statistics(photos: pd.DataFrame, side: float = 0.7) -> Figure:
+    """Sizes, centres and coverage of the true boxes (columns x1, y1, x2, y2 in [0, 1]) against a centre box."""
+    x1, y1, x2, y2 = (100 * photos[column].to_numpy() for column in ("x1", "y1", "x2", "y2"))
+    figure, (sizes, centres, cover) = plt.subplots(1, 3, figsize=(12, 4))
+    dots = {"s": 14, "alpha": 0.5, "linewidths": 0}
+    sizes.scatter(x2 - x1, y2 - y1, color=BOX_STYLES["true"]["edgecolor"], label="true boxes", **dots)
+    sizes.plot(100 * side, 100 * side, "*", color="black", markersize=13, linestyle="none", label="centre box")
+    sizes.set(title="How large the boxes are", xlabel="width, % of the image", ylabel="height, % of the image")
+    sizes.legend(loc="upper left")
+    centres.scatter((x1 + x2) / 2, (y1 + y2) / 2, color=BOX_STYLES["true"]["edgecolor"], **dots)
+    centres.plot(50, 50, "*", color="black", markersize=13)
+    centres.set(title="Where their centres are", xlabel="from the left, %", ylabel="from the top, %")
+    picture = cover.imshow(100 * box_coverage(photos), extent=(0, 100, 100, 0), vmin=0)
+    corner = 50 * (1 - side)
+    cover.add_patch(Rectangle((corner, corner), 100 * side, 100 * side, fill=False, edgecolor="white", linestyle="--"))
+    cover.text(corner + 2, corner + 6, "centre box", color="white", fontsize="small")
+    cover.set(title="How often a place is covered", xlabel="from the left, %", ylabel="from the top, %")
+    cover.grid(False)
+    figure.colorbar(picture, ax=cover, label="% of the photos", shrink=0.85)
+    for ax in (sizes, centres):
+        ax.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    centres.invert_yaxis()
+    return figure
+
+
+def box_coverage(photos: pd.DataFrame, cells: int = 50) -> np.ndarray:
+    """(cells, cells): share of the photos whose true box covers the middle of that cell."""
+    middles = (np.arange(cells) + 0.5) / cells
+    across = (photos[["x1"]].to_numpy() <= middles) & (middles < photos[["x2"]].to_numpy())  # (N, cells)
+    down = (photos[["y1"]].to_numpy() <= middles) & (middles < photos[["y2"]].to_numpy())
+    return np.einsum("ny,nx->yx", down.astype(float), across.astype(float)) / len(photos)
+
+
+def localisation_gallery(
+    pictures: np.ndarray,
+    boxes: Sequence[Mapping[str, Sequence[float]]],
+    rows: Mapping[str, Tensor | np.ndarray],
+    titles: Sequence[str],
+) -> Figure:
+    """One column per photo: the photo with its boxes, then what `rows` holds, labelled on the left.
+
+    pictures (N, H, W, 3) in [0, 1]. A row is either attention maps, a tensor (N, 1, n, n) drawn with the box
+    "target" where its label names M and "predicted" otherwise, or pictures (N, S, S, 3).
+    """
+    figure, axes = image_grid(1 + len(rows), len(pictures), side=1.75)
+    for column, (picture, drawn, title) in enumerate(zip(pictures, boxes, titles, strict=True)):
+        show_image(axes[0, column], picture, title, drawn)
+        for ax, (label, row) in zip(axes[1:, column], rows.items(), strict=True):
+            if isinstance(row, Tensor):
+                kind = "target" if "M" in label else "predicted"
+                show_attention(ax, row[column], boxes={kind: drawn[kind]} if kind in drawn else None)
+            else:
+                show_image(ax, row[column])
+    for ax, label in zip(axes[:, 0], ["photo", *rows], strict=True):
+        ax.text(-0.06, 0.5, label, transform=ax.transAxes, rotation=90, ha="right", va="center")
+    box_legend(figure, [kind for kind in BOX_STYLES if kind in boxes[0]], BOX_NAMES)
+    return figure
+
+
+def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: Sequence[str], title: str = "") -> None:
+    """Confusion matrix (K, K), rows true, as shares of a row; lines part the groups, which must be contiguous."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ax.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    starts = [i for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
+    if len(names) <= 40:
+        for start in starts[1:]:
+            ax.axhline(start - 0.5, color="0.6", linewidth=0.8)
+            ax.axvline(start - 0.5, color="0.6", linewidth=0.8)
+        middles = (np.array(starts) + np.array([*starts[1:], len(names)]) - 1) / 2
+        ax.set_xticks(middles, [groups[start] for start in starts], rotation=40, ha="right", fontsize="x-small")
+        ax.set_yticks(range(len(names)), [shorten(name, 34) for name in names], fontsize="x-small")
+        ax.tick_params(length=0)
+    ax.set(title=title, xlabel="predicted", ylabel="true")
+    ax.grid(False)
+
+
+def binned_accuracy(ax: Axes, correct: pd.DataFrame, by: pd.Series, bins: int = 6) -> None:
+    """Accuracy of every column of `correct` (booleans) in bins of equally many photos by `by`, with standard errors."""
+    groups = pd.qcut(by, min(bins, by.nunique()), duplicates="drop")
+    places = by.groupby(groups, observed=True).median()
+    for name, values in correct.items():
+        shares = values.groupby(groups, observed=True).agg(["mean", "count"])
+        error = np.sqrt(shares["mean"] * (1 - shares["mean"]) / shares["count"])
+        ax.errorbar(places, 100 * shares["mean"], yerr=100 * error, marker="o", capsize=3, label=name)
+    ax.set(ylabel="accuracy, %", ylim=(0, 103))
+    ax.legend(loc="lower right", fontsize="small")
+
+
+def explorer_figure(
+    picture: np.ndarray,
+    boxes: Mapping[str, Sequence[float]],
+    attention: Tensor,
+    threshold: float,
+    probabilities: pd.Series,
+    answer: str,
+    captions: Sequence[str],
+) -> Figure:
+    """A photo with boxes; a map (n, n) with the cells above the threshold outlined; the crop; what the classifier says.
+
+    The box "target" is the one that the map gives at the threshold, and the crop is cut there. `captions` for the first
+    three panels.
+    """
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), width_ratios=[1, 1, 1, 1.1])
+    show_image(axes[0], picture, captions[0], boxes)
+    values = min_max_normalise(attention.detach()[None, None]).squeeze()
+    show_attention(axes[1], values, captions[1], {"target": boxes["target"]})
+    fine = values.repeat_interleave(8, 0).repeat_interleave(8, 1).numpy() >= threshold
+    if 0 < fine.mean() < 1:
+        axes[1].contour(fine, levels=[0.5], colors="white", linewidths=1, extent=(0, len(values), 0, len(values)))
+    show_image(axes[2], cut(picture, boxes["target"], 160), captions[2])
+    show_probabilities(axes[3], probabilities, answer)
+    axes[3].set_title("The classifier on this crop (green: the right answer)", fontsize="small")
+    box_legend(figure, list(boxes), {"predicted": BOX_NAMES["predicted"], "target": r"box of this map at $\tau$"})
+    return figure

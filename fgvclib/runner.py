@@ -24,6 +24,7 @@ from typing import Any
 from fgvclib import __version__, manifest
 from fgvclib.config import PROJECT, Config, data_root, load_config, results_folder, results_root
 from fgvclib.files import atomic_path
+from fgvclib.progress import HEADLESS
 
 NOTEBOOKS = PROJECT / "notebooks"
 ABLATION, COMPARISON = "05", "07"
@@ -296,6 +297,7 @@ def _execute(job: Job, timeout: float | None) -> int | None:
     }
     command = [sys.executable, "-P", "-c", CHILD, json.dumps(arguments)]
     with own_kernel() as environment:
+        environment[HEADLESS] = "1"
         # In a session of its own, as papermill would answer the terminal's Ctrl-C by killing the kernel.
         child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
         try:

@@ -1,11 +1,18 @@
 """What the core's tests share: a configuration that trains in a second, and SynthBirds drawn once for it."""
 
+import sys
 from functools import partial
 
 import pytest
 
 from fgvclib import synthbirds
 from fgvclib.config import load_config
+
+
+def pytest_collection_finish():
+    """One thread for the tests' own tensors: they are small, and threads that wait for a busy core cost the most."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

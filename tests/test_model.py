@@ -59,7 +59,7 @@ def small(tiny):
 class Differences:
     """Slopes of every loss term at A and theta, by central differences in float64."""
 
-    step = 1e-6
+    step = 1e-8  # small, because every ReLU and every pixel border is a kink
 
     def __init__(self, config):
         torch.manual_seed(0)
@@ -268,10 +268,8 @@ def test_gradient_of_the_classification_goes_where_the_row_says(small, row):
     assert reached(model.attnet) == (row["beta_aff"] > 0 and row["beta_att"] > 0)
 
 
-@pytest.mark.parametrize("row", TABLE2, ids=named)
+@pytest.mark.parametrize("row", TABLE2[2:], ids=named)  # the rows with local losses
 def test_gradient_of_the_affine_loss_goes_where_the_row_says(small, row):
-    if row["local_losses"] == "no":
-        pytest.skip("no affine loss in this row")
     model = with_live_affnet(build_model(row_config(small, row), 3, pretrained=False)).eval()
     _, theta = model.localisation(torch.randn(2, 3, 64, 64))
     theta.square().sum().backward()
@@ -307,7 +305,8 @@ def test_baseline_leaves_every_localisation_value_at_its_start_in_spite_of_weigh
 
 @pytest.mark.parametrize("row", TABLE2[1:], ids=named)
 def test_other_rows_move_all_three_modules_without_the_help_of_weight_decay(tiny, splits, tmp_path, row):
-    config = replace(row_config(tiny, row), weight_decay=0.0, epochs=1)
+    rate = 3e-3 if row["local_losses"] == "yes" else 1e-4  # alone, 3e-3 throws the crop off these tiny images at once
+    config = replace(row_config(tiny, row), weight_decay=0.0, epochs=1, localisation_learning_rate=rate)
     start, end = trained(config, splits, tmp_path)
     for name in ("attnet.stem.layers.conv_stem.weight", "attnet.head.weight", "affnet.preprocess.w_tau"):
         assert name in moved(start, end, name.split(".")[0] + "."), name

@@ -1,0 +1,107 @@
+"""Profiles and overrides: strict names and types, and a hash for every value."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from fgvclib.config import PAPER, PROFILES, Config, data_root, load_config, results_folder, results_root
+
+
+def other(value):
+    """A value of the same type that differs."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return value + "x"
+    return 7 if value is None else value + 1
+
+
+def test_paper_profile_has_the_papers_values():
+    config = load_config("paper")
+    assert (config.lambda_att, config.lambda_aff, config.beta_att, config.beta_aff) == (16, 16, 1, 1)
+    assert (config.image_size, config.crop_size, config.map_size, config.threshold) == (448, 448, 14, 0.3)
+    assert (config.epochs, config.batch_size, config.learning_rate, config.lr_drop, config.lr_drops) == (
+        90, 14, 0.003, 0.1, 2)  # fmt: skip
+    assert (config.momentum, config.weight_decay, config.lambda_emb, config.kmax) == (0.9, 1e-3, 2, 4)
+    assert (config.backbone, config.embedding_dim) == ("resnet101.tv_in1k", 512)
+    assert (config.setting2_backbone, config.setting2_embedding_dim) == ("resnet101c.gluon_in1k", 1024)
+    assert config.attnet_backbone == "resnet50.tv_in1k"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profile_knows_its_name(name):
+    assert load_config(name).profile == name
+
+
+def test_teacher_gives_14_cells_without_resizing_in_the_cpu_and_paper_profiles():
+    for name in ("cpu", "paper"):
+        config = load_config(name)
+        assert config.teacher_size / config.teacher_output_stride == config.map_size
+
+
+def test_smoke_profile_draws_less_than_the_cpu_profile():
+    smoke, cpu = load_config("smoke"), load_config("cpu")
+    assert smoke.num_classes < cpu.num_classes and smoke.epochs < cpu.epochs
+
+
+def test_overrides_replace_values_and_nothing_else():
+    config = load_config("cpu", "cub200", epochs=3, num_classes=None, lambda_att=1)
+    assert (config.epochs, config.num_classes, config.lambda_att, config.dataset) == (3, None, 1, "cub200")
+    expected = dataclasses.replace(load_config("cpu"), dataset="cub200", epochs=3, num_classes=None, lambda_att=1)
+    assert config == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, overrides, message",
+    [
+        (("huge",), {}, "'huge'; choose one of smoke, cpu, paper"),
+        (("cpu", "cars"), {}, "'cars'; choose one of synthbirds, cub200"),
+        (("cpu",), {"epoch": 3}, "'epoch' is no configuration key; the keys are: .*epochs"),
+        (("cpu",), {"hash": 3}, "'hash' is no configuration key"),
+    ],
+)
+def test_unknown_names_are_refused_and_the_known_ones_listed(arguments, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(*arguments, **overrides)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("epochs", 1.5), ("epochs", "3"), ("epochs", None), ("epochs", True), ("learning_rate", "0.1"),
+     ("learning_rate", True), ("backbone", 50), ("num_classes", 2.0), ("attnet_standardise", 1)],
+)  # fmt: skip
+def test_value_of_the_wrong_type_is_refused(key, value):
+    with pytest.raises(TypeError, match=f"{key} = .* is needed"):
+        load_config("cpu", **{key: value})
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
+def test_hash_changes_with_any_value(field):
+    changed = dataclasses.replace(PAPER, **{field.name: other(getattr(PAPER, field.name))})
+    assert changed.hash() != PAPER.hash()
+    assert len(PAPER.hash()) == 10 and set(PAPER.hash()) <= set("0123456789abcdef")
+
+
+def test_equal_configurations_have_equal_hashes():
+    """A notebook parameter `16` means the same as `16.0`."""
+    whole, real = load_config("cpu", lambda_att=8, beta_att=0), load_config("cpu", lambda_att=8.0, beta_att=0.0)
+    assert whole == real and whole.hash() == real.hash()
+
+
+def test_roots_follow_the_environment(monkeypatch):
+    monkeypatch.setenv("FGVC_DATA", "/somewhere/data")
+    monkeypatch.setenv("FGVC_RESULTS", "/somewhere/results")
+    assert data_root() == Path("/somewhere/data") and results_root() == Path("/somewhere/results")
+    monkeypatch.delenv("FGVC_DATA")
+    monkeypatch.delenv("FGVC_RESULTS")
+    project = Path(__file__).resolve().parent.parent
+    assert data_root() == project / "data" and results_root() == project / "results"
+
+
+def test_changed_values_have_a_results_folder_of_their_own(monkeypatch):
+    monkeypatch.setenv("FGVC_RESULTS", "/r")
+    assert results_folder(load_config("cpu")) == Path("/r/cpu-synthbirds")
+    changed = load_config("cpu", "cub200", epochs=3)
+    assert results_folder(changed) == Path(f"/r/cpu-cub200-{changed.hash()}")
+    assert results_folder(load_config("cpu", epochs=load_config("cpu").epochs)) == Path("/r/cpu-synthbirds")

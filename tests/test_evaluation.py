@@ -1,0 +1,112 @@
+"""Scores by hand: accuracy over samples, boxes against true ones."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from fgvclib.evaluation import count_parameters, localisation_scores, predict, summarise, trivial_localisers
+from fgvclib.geometry import box_to_theta
+
+TRUE = [[0.0, 0.0, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6], [0.1, 0.1, 0.9, 0.9], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
+CROPS = [[0.0, 0.0, 0.5, 0.5], [0.4, 0.2, 0.8, 0.6], [0.3, 0.3, 0.7, 0.7], [0.0, 0.0, 0.5, 0.5], [-0.5, 0.0, 0.5, 1.0]]
+IOU = [1.0, 0.08 / 0.24, 0.16 / 0.64, 0.0, 0.5]  # the last crop counts within the image
+LABELS, PREDICTED = [0, 1, 2, 0, 1], [0, 1, 2, 1, 0]
+
+
+class Stub(torch.nn.Module):
+    """A model whose answers are known: the image holds the number of the photo."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.modes = []
+
+    def forward(self, images):
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        numbers = images[:, 0, 0, 0].long()
+        logits = torch.nn.functional.one_hot(torch.tensor(PREDICTED)[numbers], 3).float()
+        return SimpleNamespace(logits=logits, theta=box_to_theta(torch.tensor(CROPS)[numbers]))
+
+    def teacher_map(self, images):
+        maps = torch.zeros(len(images), 1, 4, 4)
+        maps[:, 0, 1, 1:3] = 1  # box [1/4, 1/4, 3/4, 1/2]
+        return maps
+
+
+@pytest.fixture
+def photos():
+    table = pd.DataFrame({"image_id": range(10, 15), "path": [f"{i}.jpg" for i in range(5)], "label": LABELS})
+    return table.join(pd.DataFrame(TRUE, columns=["x1", "y1", "x2", "y2"]))
+
+
+def batches(*groups: list[int]) -> list[dict]:
+    return [
+        {"image": torch.tensor(g).float().view(-1, 1, 1, 1).expand(-1, 3, 2, 2), "index": torch.tensor(g)}
+        for g in groups
+    ]
+
+
+def test_accuracy_is_over_samples_with_a_short_last_batch(photos):
+    """Three of three, then none of two: 3/5, where the mean over batches would be 1/2."""
+    summary = summarise(predict(Stub(), batches([0, 1, 2], [3, 4]), photos))
+    assert summary["accuracy"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("groups", [([0, 1, 2, 3, 4],), ([0, 1, 2, 3], [4]), ([4, 2], [0, 3], [1])])
+def test_predictions_do_not_depend_on_the_batches(photos, groups):
+    table = predict(Stub(), batches(*groups), photos)
+    assert table["prediction"].tolist() == PREDICTED
+    assert table["image_id"].tolist() == list(range(10, 15))
+    assert table["iou"].tolist() == pytest.approx(IOU, abs=1e-6)
+    assert table["probability"].tolist() == pytest.approx([2.718281828 / (2.718281828 + 2)] * 5)
+    assert table[["box_x1", "box_y1", "box_x2", "box_y2"]].to_numpy() == pytest.approx(
+        torch.tensor(CROPS).clamp(0, 1).numpy(), abs=1e-6
+    )
+
+
+def test_top_1_localisation_asks_for_the_class_and_half_the_box(photos):
+    summary = summarise(predict(Stub(), batches(list(range(5))), photos))
+    assert summary["top1_loc"] == pytest.approx(1 / 5)  # photo 0; photo 4 has the box but not the class
+    assert summary["box_acc_0.5"] == pytest.approx(2 / 5)
+    assert summary["mean_iou"] == pytest.approx(sum(IOU) / 5)
+
+
+def test_box_accuracy_counts_boxes_at_the_level_and_above():
+    scores = localisation_scores(pd.Series([0.0, 0.3, 0.5, 0.69, 0.7, 1.0]))
+    assert scores == pytest.approx(
+        {"mean_iou": 3.19 / 6, "box_acc_0.3": 5 / 6, "box_acc_0.5": 4 / 6, "box_acc_0.7": 2 / 6}
+    )
+
+
+def test_teacher_is_scored_where_it_is_asked_for(photos):
+    table = predict(Stub(), batches([0, 1], [2, 3, 4]), photos, teacher_threshold=0.3)
+    areas = [0.25, 0.16, 0.64, 0.25, 1.0]
+    overlaps = [0.25 * 0.25, 0.35 * 0.25, 0.5 * 0.25, 0.0, 0.5 * 0.25]
+    expected = [o / (a + 0.125 - o) for a, o in zip(areas, overlaps, strict=True)]
+    assert table["teacher_iou"].tolist() == pytest.approx(expected, abs=1e-6)
+    summary = summarise(table)
+    assert summary["teacher_mean_iou"] == pytest.approx(sum(expected) / 5)
+    assert {"teacher_box_acc_0.3", "teacher_box_acc_0.5", "teacher_box_acc_0.7"} < set(summary)
+    assert "teacher_iou" not in predict(Stub(), batches(list(range(5))), photos)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_is_run_in_evaluation_mode_without_gradient_and_put_back(photos, training):
+    model = Stub().train(training)
+    predict(model, batches([0, 1, 2], [3, 4]), photos)
+    assert model.modes == [(False, False)] * 2 and model.training == training
+
+
+def test_trivial_localisers_by_hand():
+    photos = pd.DataFrame([[0.0, 0.0, 0.5, 0.5], [0.15, 0.15, 0.85, 0.85]], columns=["x1", "y1", "x2", "y2"])
+    scores = trivial_localisers(photos)
+    overlap = 0.35**2  # of the first box and the centre box
+    assert scores.loc["whole image", "mean_iou"] == pytest.approx((0.25 + 0.49) / 2)
+    assert scores.loc["centre box 0.7", "mean_iou"] == pytest.approx((overlap / (0.25 + 0.49 - overlap) + 1) / 2)
+    assert scores["box_acc_0.3"].tolist() == [0.5, 0.5] and scores["box_acc_0.5"].tolist() == [0, 0.5]
+
+
+def test_parameters_are_counted():
+    assert count_parameters(torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3))) == 18 + 6

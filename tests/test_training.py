@@ -1,0 +1,198 @@
+"""The training loop: exact resumption, seeds, stops, refusals, the schedule."""
+
+import warnings
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from fgvclib import training
+from fgvclib.model import build_model
+from fgvclib.training import NonFiniteLoss, build_optimiser, check_finite, read_checkpoint, train, watched_boxes
+
+
+def finished(config, splits, seed, path) -> tuple[list[dict], dict]:
+    """Train to the end → records without the wall clock, and the checkpoint."""
+    records = [{k: v for k, v in record.items() if k != "seconds"} for record in train(config, splits, seed, path)]
+    return records, read_checkpoint(path)
+
+
+def assert_same(first, second):
+    """Bit for bit, through nested dicts and lists; the wall clock aside."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first.keys() - {"seconds"}:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for a, b in zip(first, second, strict=True):
+            assert_same(a, b)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, splits, tmp_path_factory):
+    return finished(tiny, splits, 0, tmp_path_factory.mktemp("uninterrupted") / "checkpoint.pt")
+
+
+# --- resumption and seeds
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny, splits, tmp_path, uninterrupted):
+    path = tmp_path / "checkpoint.pt"
+    for record in train(tiny, splits, 0, path):
+        assert record["epoch"] == 1
+        break  # as if the process had been killed after the first of two epochs
+    assert len(read_checkpoint(path)["history"]) == 1
+    torch.manual_seed(99)
+    records, checkpoint = finished(tiny, splits, 0, path)
+    assert_same(records, uninterrupted[0])
+    assert_same(checkpoint, uninterrupted[1])
+    assert [record["epoch"] for record in records] == [1, 2]
+
+
+def test_finished_run_yields_its_records_again_without_training(tiny, splits, tmp_path, uninterrupted, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(uninterrupted[1], path)
+    monkeypatch.setattr(training, "train_one_epoch", None)
+    assert_same(finished(tiny, splits, 0, path)[0], uninterrupted[0])
+
+
+def test_same_seed_same_numbers_other_seed_other_numbers(tiny, splits, tmp_path, uninterrupted):
+    torch.manual_seed(7)
+    again = finished(tiny, splits, 0, tmp_path / "again.pt")
+    other = finished(tiny, splits, 1, tmp_path / "other.pt")
+    assert_same(again, uninterrupted)
+    key = "classifier.output.weight"
+    assert not torch.equal(other[1]["model"][key], uninterrupted[1]["model"][key])
+
+
+def test_record_holds_every_term_and_score(uninterrupted):
+    record = uninterrupted[0][-1]
+    terms = ("cross_entropy", "embedding", "attention", "affine")
+    assert record["train_total"] == pytest.approx(sum(record[f"train_{term}"] for term in terms), rel=1e-5)
+    assert {"validation_accuracy", "validation_mean_iou", "validation_box_acc_0.5", "learning_rate"} < set(record)
+    assert [row for row, *_ in record["watched_boxes"]] == [0, 1, 2]
+
+
+# --- stops and refusals
+
+
+def poison(monkeypatch, term: str, from_epoch: int, value: float):
+    """Let a loss term become `value` from an epoch on."""
+    real, calls = training.EndToEndLoss.forward, []
+
+    def forward(self, *args):
+        calls.append(None)
+        terms = real(self, *args)
+        if len(calls) > 3 * (from_epoch - 1) + 1:  # three steps an epoch; the first step of the epoch is sound
+            terms[term] = terms[term] * value
+            terms["total"] = terms["total"] * value
+        return terms
+
+    monkeypatch.setattr(training.EndToEndLoss, "forward", forward)
+
+
+@pytest.mark.parametrize("term", ["cross_entropy", "attention"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_loss_names_the_term(tiny, splits, tmp_path, monkeypatch, term, value):
+    poison(monkeypatch, term, 1, value)
+    with pytest.raises(NonFiniteLoss, match=f"'{term}' became {value}"):
+        list(train(replace(tiny, epochs=1), splits, 0, tmp_path / "checkpoint.pt"))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_non_finite_loss_keeps_the_last_checkpoint(tiny, splits, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    poison(monkeypatch, "affine", 2, float("nan"))
+    records = []
+    with pytest.raises(NonFiniteLoss, match="last checkpoint is kept"):
+        for record in train(tiny, splits, 0, path):
+            records.append(record)
+            content = path.read_bytes()
+    assert len(records) == 1 and path.read_bytes() == content
+    assert len(read_checkpoint(path)["history"]) == 1
+    assert all(value.isfinite().all() for value in read_checkpoint(path)["model"].values())
+
+
+def test_finite_terms_pass():
+    check_finite({"cross_entropy": torch.tensor(1e30), "total": torch.tensor(-3.0)})
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "cut off", [1, 2], torch.zeros(3)],
+                         ids=["empty", "text", "cut off", "a list", "a tensor"])  # fmt: skip
+def test_damaged_checkpoint_is_refused_with_a_sentence(tiny, splits, tmp_path, uninterrupted, content):
+    path = tmp_path / "checkpoint.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(uninterrupted[1] if content == "cut off" else content, path)
+        if content == "cut off":
+            path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=r"(?s)checkpoint.pt .*; delete it to start this run again\."):
+        next(train(tiny, splits, 0, path))
+
+
+def test_checkpoint_of_another_version_is_refused(tmp_path):
+    torch.save({"format": 0}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="another version of fgvclib"):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("change, seed", [({"lambda_att": 8.0}, 0), ({"learning_rate": 0.1}, 0), ({}, 1)])
+def test_checkpoint_of_another_configuration_or_seed_is_refused(tiny, splits, tmp_path, uninterrupted, change, seed):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(uninterrupted[1], path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="belongs to another configuration or seed"):
+        next(train(replace(tiny, **change), splits, seed, path))
+    assert path.read_bytes() == content
+
+
+# --- optimiser and schedule
+
+
+@pytest.mark.parametrize(
+    "epochs, drops, last", [(90, 2, [30, 60]), (10, 2, [4, 7]), (90, 0, []), (8, 3, [2, 4, 6]), (2, 2, [1, 2])]
+)
+def test_learning_rate_drops_to_a_tenth_after_equal_parts(
+    tiny, splits, tmp_path, monkeypatch, epochs, drops, last, uninterrupted
+):
+    """After 30 and 60 of 90 epochs, as in the paper."""
+    monkeypatch.setattr(training, "train_one_epoch", lambda *args: {})
+    monkeypatch.setattr(training, "predict", lambda *args: None)
+    monkeypatch.setattr(training, "summarise", lambda *args: {})
+    monkeypatch.setattr(training, "watched_boxes", lambda *args: [])
+    monkeypatch.setattr(training, "save_checkpoint", lambda *args: None)
+    config = replace(tiny, backbone="resnet10t", attnet_backbone="resnet10t", epochs=epochs, lr_drops=drops)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: the schedule steps without the optimiser
+        records = list(train(config, splits, 0, tmp_path / "checkpoint.pt", pretrained=False))
+    assert len(records) == epochs
+    expected = [0.003 * 0.1 ** sum(epoch > drop for drop in last) for epoch in range(1, epochs + 1)]
+    assert [record["learning_rate"] for record in records] == pytest.approx(expected)
+
+
+def test_localisation_has_a_group_of_its_own(tiny):
+    config = replace(tiny, learning_rate=0.02, localisation_learning_rate=0.001, weight_decay=0.05, momentum=0.8)
+    model = build_model(config, 3, pretrained=False)
+    classifier, localisation = build_optimiser(model, config).param_groups
+    assert classifier["lr"] == 0.02 and localisation["lr"] == 0.001
+    assert {group["weight_decay"] for group in (classifier, localisation)} == {0.05}
+    assert {group["momentum"] for group in (classifier, localisation)} == {0.8}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert {names[p].split(".")[0] for p in classifier["params"]} == {"classifier"}
+    assert {names[p].split(".")[0] for p in localisation["params"]} == {"attnet", "affnet"}
+    assert len(classifier["params"]) + len(localisation["params"]) == len(names)  # each once, none forgotten
+
+
+def test_watched_photos_are_spread_over_the_table():
+    table = pd.DataFrame([[i, i, i + 1, i + 1] for i in range(20)], columns=["box_x1", "box_y1", "box_x2", "box_y2"])
+    watched = watched_boxes(table)
+    assert [row for row, *_ in watched] == [0, 3, 6, 9, 12, 15, 18]
+    assert watched[1] == [3, 3, 3, 4, 4]
