@@ -77,8 +77,7 @@ def _create(tag: str, pretrained: bool, options: Mapping) -> nn.Module:
                 f"The ImageNet weights of {tag} could not be loaded ({error}); connect to the internet once, "
                 f"or choose the backbone {OFFLINE}, whose weights are installed."
             ) from error
-    # timm's "tf_" default of 0.01 is for long schedules: running statistics would lag hundreds of steps behind.
-    model = timm.create_model(architecture, bn_momentum=0.1, **options)
+    model = timm.create_model(architecture, **options)
     if pretrained:
         _copy_by_order(_offline_weights(), model)
     return model

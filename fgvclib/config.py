@@ -8,6 +8,7 @@ finishes in minutes, `smoke` at a size that tests finish in seconds.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +70,7 @@ class Config:
 
     # Table 1
     table1_steps: int = 10_000
+    table1_resnet_s_steps: int = 10_000
     table1_resnet50_steps: int = 3_000
 
     def hash(self) -> str:
@@ -101,7 +103,8 @@ CPU = replace(
     batch_size=32,
     learning_rate=0.02,
     workers=2,
-    table1_steps=3_000,
+    table1_steps=8_000,
+    table1_resnet_s_steps=1_000,
     table1_resnet50_steps=12,
 )
 
@@ -119,6 +122,7 @@ SMOKE = replace(
     batch_size=8,
     workers=0,
     table1_steps=30,
+    table1_resnet_s_steps=4,
     table1_resnet50_steps=1,
 )
 
@@ -134,12 +138,12 @@ def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Confi
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}.")
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}; choose one of {', '.join(DATASETS)}.")
-    for key, value in overrides.items():
-        _check_override(key, value)
-    return replace(PROFILES[profile], dataset=dataset, **overrides)
+    checked = {key: _checked(key, value) for key, value in overrides.items()}
+    return replace(PROFILES[profile], dataset=dataset, **checked)
 
 
-def _check_override(key: str, value) -> None:
+def _checked(key: str, value):
+    """The value in its field's type: 16 becomes 16.0 where a float belongs, so that equal values hash equally."""
     types = {field.name: field.type for field in dataclasses.fields(Config)}
     if key not in types or key in ("profile", "dataset"):
         known = ", ".join(name for name in types if name not in ("profile", "dataset"))
@@ -149,6 +153,11 @@ def _check_override(key: str, value) -> None:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         wanted = getattr(kind, "__name__", kind)
         raise TypeError(f"{key} = {value!r} is {type(value).__name__}, but {wanted} is needed.")
+    if isinstance(value, int | float) and not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{key} = {value!r}, but it must be a finite number of at least 0.")
+    if value == 0 and kind in (int, int | None) and key not in ("lr_drops", "workers"):
+        raise ValueError(f"{key} = 0, but it must be at least 1.")
+    return float(value) if isinstance(value, int) and kind in (float, float | None) else value
 
 
 def results_root() -> Path:

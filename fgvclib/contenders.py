@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fgvclib.affnet import AffineEstimator, AttentionPreprocessor, start_at
 from fgvclib.backbones import Stem
-from fgvclib.geometry import box_to_theta
+from fgvclib.geometry import WHOLE_IMAGE, box_to_theta
 
 
 class FFNN(AffineEstimator):
@@ -66,7 +66,9 @@ class SoftHull(AffineEstimator):
         columns, rows = foreground.amax(dim=2).flatten(1), foreground.amax(dim=3).flatten(1)
         left, right = self._ends(columns)
         top, bottom = self._ends(rows)
-        return box_to_theta(torch.stack([left, top, right, bottom], dim=1))
+        boxes = torch.stack([left, top, right, bottom], dim=1)
+        nothing_found = (right <= left).unsqueeze(1)
+        return box_to_theta(torch.where(nothing_found, boxes.new_tensor(WHOLE_IMAGE), boxes))
 
     def _ends(self, occupied: Tensor) -> tuple[Tensor, Tensor]:
         """(B, n) soft flags → soft start and end, as fractions of n."""

@@ -7,6 +7,7 @@ table has no such columns, and what a loader yields has none either.
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -84,31 +85,56 @@ def read_cub(root: Path | str, num_classes: int | None = None) -> tuple[pd.DataF
     FileNotFoundError or ValueError that names the file at fault.
     """
     root = Path(root)
+    class_names = _read_index(root / "classes.txt", ["name"])["name"].sort_index()
+    if list(class_names.index) != list(range(1, len(class_names) + 1)):
+        raise ValueError(f"{root / 'classes.txt'} must number the classes from 1 without gaps.")
     images = _read_index(root / "images.txt", ["path"])
-    labels = _read_index(root / "image_class_labels.txt", ["label"]).astype(int) - 1
-    is_train = _read_index(root / "train_test_split.txt", ["is_train"]).astype(int).astype(bool)
-    boxes = _read_index(root / "bounding_boxes.txt", ["x1", "y1", "width", "height"]).astype(float)
-    class_names = _read_index(root / "classes.txt", ["name"])["name"].tolist()
+    labels = _numbers(root / "image_class_labels.txt", ["label"], range(1, len(class_names) + 1))
+    is_train = _numbers(root / "train_test_split.txt", ["is_train"], range(2))
+    boxes = _numbers(root / "bounding_boxes.txt", ["x1", "y1", "width", "height"])
     photos = pd.concat([images, labels, is_train, boxes], axis=1)
     if photos.isna().any(axis=None):
         raise ValueError(f"The index files in {root} do not list the same image ids; unpack the data set again.")
-    if not photos["label"].between(0, len(class_names) - 1).all():
-        raise ValueError(f"{root / 'image_class_labels.txt'} names a class that classes.txt lacks.")
+    photos = photos.astype({"label": int, "is_train": bool})
+    photos["label"] -= 1
     photos["x2"] = photos["x1"] + photos.pop("width")
     photos["y2"] = photos["y1"] + photos.pop("height")
     photos["path"] = [str(root / "images" / path) for path in photos["path"]]
     if num_classes is not None:
         photos, class_names = photos[photos["label"] < num_classes], class_names[:num_classes]
-    return photos.reset_index(names="image_id"), class_names
+    return photos.reset_index(names="image_id"), class_names.tolist()
 
 
 def _read_index(path: Path, columns: list[str]) -> pd.DataFrame:
-    """One of CUB's text files: an id, then values, separated by blanks."""
+    """One of CUB's text files as text: an id, then one value for each column, separated by blanks.
+
+    A single value may itself hold blanks: file names do.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the folder is no complete copy of the CUB-200-2011 layout.")
-    table = pd.read_csv(path, sep=" ", header=None, names=["id", *columns], index_col="id", dtype={"path": str})
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [line.split(maxsplit=len(columns)) for line in lines if line.strip()]
+        short = [row[0] for row in rows if len(row) <= len(columns)]
+        if short:
+            raise ValueError(f"the line of id {short[0]} is too short")
+        table = pd.DataFrame(rows, columns=["id", *columns]).astype({"id": int}).set_index("id")
+    except ValueError as error:
+        wanted = " ".join(f"<{column}>" for column in columns)
+        raise ValueError(f"{path} must hold lines of `<id> {wanted}` in UTF-8 ({error}); restore it.") from error
     if not table.index.is_unique:
         raise ValueError(f"{path} lists the id {table.index[table.index.duplicated()][0]} twice.")
+    return table
+
+
+def _numbers(path: Path, columns: list[str], allowed: range | None = None) -> pd.DataFrame:
+    """An index file of numbers: finite, and where `allowed` is given one of these."""
+    table = _read_index(path, columns).apply(pd.to_numeric, errors="coerce").astype(float)
+    good = np.isfinite(table) if allowed is None else table.isin(allowed)
+    if not good.all(axis=None):
+        image_id = table.index[~good.all(axis=1)][0]
+        wanted = "numbers" if allowed is None else f"a whole number from {allowed.start} to {allowed.stop - 1}"
+        raise ValueError(f"{path}: the line of id {image_id} must hold {wanted}; restore the file.")
     return table
 
 
@@ -123,9 +149,23 @@ def _set_aside(photos: pd.DataFrame, fraction: float) -> tuple[pd.DataFrame, pd.
 
 def _with_relative_boxes(photos: pd.DataFrame) -> pd.DataFrame:
     photos = photos.reset_index(drop=True)
-    sizes = np.array([Image.open(path).size for path in photos["path"]], dtype=float).reshape(-1, 2)
+    sizes = np.array([_photo_size(path) for path in photos["path"]], dtype=float).reshape(-1, 2)
     photos[BOX] = (photos[BOX].to_numpy() / np.tile(sizes, 2)).clip(0, 1)
     return photos
+
+
+def _photo_size(path: str) -> tuple[int, int]:
+    with _open_photo(path) as photo:
+        return photo.size
+
+
+@contextmanager
+def _open_photo(path: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as photo:
+            yield photo
+    except OSError as error:
+        raise OSError(f"{path} can not be read as a photo ({error}); restore or remove it.") from error
 
 
 def dataset_checksum(config: Config) -> str:
@@ -219,12 +259,8 @@ class _LazyPixels:
         self.paths, self.size = paths, size
 
     def __getitem__(self, index: int) -> np.ndarray:
-        try:
-            with Image.open(self.paths[index]) as photo:
-                square = photo.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        except OSError as error:
-            raise OSError(f"{self.paths[index]} can not be read as a photo ({error}); restore or remove it.") from error
-        return np.asarray(square)
+        with _open_photo(self.paths[index]) as photo:
+            return np.asarray(photo.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR))
 
 
 def _transform(config: Config, augment: bool) -> v2.Transform:

@@ -19,10 +19,10 @@ def predict(
     """Run the model once over a loader of `photos` (in their order) → one row per photo.
 
     Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (of the crop, clipped to the image), iou
-    with the true box; with `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass.
+    with the true box; with `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass. Leaves the
+    model in evaluation mode.
     """
     device = next(model.parameters()).device
-    was_training = model.training
     model.eval()
     parts = []
     for batch in loader:
@@ -33,7 +33,6 @@ def predict(
         if teacher_threshold is not None:
             columns += attention_to_box(model.teacher_map(images), teacher_threshold).unbind(1)
         parts.append(torch.stack([column.cpu().double() for column in columns], dim=1))
-    model.train(was_training)
     names = ["index", "prediction", "probability", *named_box("box")]
     names += named_box("teacher") if teacher_threshold is not None else []
     return _score(photos, pd.DataFrame(torch.cat(parts).numpy(), columns=names))
@@ -55,7 +54,7 @@ def _score(photos: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tensor(table: pd.DataFrame, columns: list[str]) -> torch.Tensor:
-    return torch.from_numpy(table[columns].to_numpy(dtype=float))
+    return torch.from_numpy(table[columns].to_numpy(dtype=float, copy=True))
 
 
 def summarise(predictions: pd.DataFrame) -> dict[str, float]:

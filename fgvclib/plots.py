@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -369,7 +370,7 @@ def localisation_gallery(
     pictures (N, H, W, 3) in [0, 1]. A row is either attention maps, a tensor (N, 1, n, n) drawn with the box
     "target" where its label names M and "predicted" otherwise, or pictures (N, S, S, 3).
     """
-    figure, axes = image_grid(1 + len(rows), len(pictures), side=1.75)
+    figure, axes = image_grid(1 + len(rows), len(pictures), side=1.9)
     for column, (picture, drawn, title) in enumerate(zip(pictures, boxes, titles, strict=True)):
         show_image(axes[0, column], picture, title, drawn)
         for ax, (label, row) in zip(axes[1:, column], rows.items(), strict=True):
@@ -405,10 +406,11 @@ def binned_accuracy(ax: Axes, correct: pd.DataFrame, by: pd.Series, bins: int = 
     """Accuracy of every column of `correct` (booleans) in bins of equally many photos by `by`, with standard errors."""
     groups = pd.qcut(by, min(bins, by.nunique()), duplicates="drop")
     places = by.groupby(groups, observed=True).median()
-    for name, values in correct.items():
+    aside = 0.006 * (places.max() - places.min())  # so that error bars do not cover each other
+    for i, (name, values) in enumerate(correct.items()):
         shares = values.groupby(groups, observed=True).agg(["mean", "count"])
         error = np.sqrt(shares["mean"] * (1 - shares["mean"]) / shares["count"])
-        ax.errorbar(places, 100 * shares["mean"], yerr=100 * error, marker="o", capsize=3, label=name)
+        ax.errorbar(places + i * aside, 100 * shares["mean"], 100 * error, marker="os^D"[i % 4], capsize=3, label=name)
     ax.set(ylabel="accuracy, %", ylim=(0, 103))
     ax.legend(loc="lower right", fontsize="small")
 
@@ -438,4 +440,161 @@ def explorer_figure(
     show_probabilities(axes[3], probabilities, answer)
     axes[3].set_title("The classifier on this crop (green: the right answer)", fontsize="small")
     box_legend(figure, list(boxes), {"predicted": BOX_NAMES["predicted"], "target": r"box of this map at $\tau$"})
+    return figure
+
+
+def outline_cells(ax: Axes, cells: np.ndarray, **style) -> None:
+    """A line around the True cells (n, n) of a map that `show_attention` has drawn."""
+    padded = np.pad(cells.astype(int), 1)
+    upright = [[(x, y - 1), (x, y)] for y, x in np.argwhere(np.diff(padded, axis=1))]
+    level = [[(x - 1, y), (x, y)] for y, x in np.argwhere(np.diff(padded, axis=0))]
+    ax.add_collection(LineCollection(upright + level, **({"color": "white", "linewidth": 1.2} | style)))
+
+
+def kmax_figure(feature_maps: Tensor, k: int) -> Figure:
+    """Some feature maps (N, h, w) with their k largest cells outlined: what global k-max pooling averages."""
+    figure, axes = image_grid(1, len(feature_maps), side=2.1)
+    for ax, values in zip(axes[0], feature_maps.detach(), strict=True):
+        best = values.flatten().topk(min(k, values.numel()))
+        cells = torch.zeros(values.numel(), dtype=torch.bool).index_fill(0, best.indices, True)
+        title = f"{k} largest: {best.values.mean():.2f}\nall cells: {values.mean():.2f}"
+        show_attention(ax, values, title)
+        outline_cells(ax, cells.view_as(values).numpy(), linewidth=2)
+    return figure
+
+
+def embedding_toy(panels: Mapping[str, tuple[Tensor, Tensor]], labels: Tensor) -> Figure:
+    """Unit features (N, 2) and class centres (K, 2) by title, on the unit circle, coloured by class."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.7))
+    for ax, (title, (features, centres)) in zip(axes, panels.items(), strict=True):
+        ax.add_patch(Circle((0, 0), 1, fill=False, color="0.8"))
+        for label, (x, y) in enumerate(centres.tolist()):
+            mine = features[labels == label]
+            ax.scatter(*(1.07 * mine).T.tolist(), s=16, alpha=0.6, color=SERIES[label], linewidths=0)
+            ax.plot([0, 0.93 * x], [0, 0.93 * y], color=SERIES[label], linewidth=1)
+            ax.plot(0.93 * x, 0.93 * y, "*", markersize=15, color=SERIES[label], markeredgecolor="white")
+        ax.set(title=title, xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")
+        ax.set_axis_off()
+    return figure
+
+
+def hull_steps(
+    pictures: np.ndarray, maps: Tensor, threshold: float, true_boxes: np.ndarray, boxes: Tensor, iou: Tensor
+) -> Figure:
+    """From map to box: photos, their maps (N, 1, n, n), the cells >= threshold with their hull, and both boxes."""
+    figure, axes = image_grid(4, len(pictures), side=1.75)
+    normalised = min_max_normalise(maps).squeeze(1)
+    for column, (picture, values, box) in enumerate(zip(pictures, normalised, boxes, strict=True)):
+        show_image(axes[0, column], picture)
+        show_attention(axes[1, column], values)
+        show_attention(axes[2, column], values, boxes={"target": box})
+        outline_cells(axes[2, column], values.numpy() >= threshold)
+        found = {"true": true_boxes[column], "target": box}
+        show_image(axes[3, column], picture, f"IoU {iou[column]:.2f}", found)
+    labels = ["photo", "$M$, normalised", rf"cells ≥ {threshold:g}, hull", "boxes"]
+    for ax, label in zip(axes[:, 0], labels, strict=True):
+        ax.text(-0.06, 0.5, label, transform=ax.transAxes, rotation=90, ha="right", va="center")
+    box_legend(figure, ["true", "target"], {"target": r"hull box of the cells ≥ $\tau$"})
+    return figure
+
+
+def iou_histogram(ax: Axes, iou: Mapping[str, np.ndarray], title: str) -> None:
+    """IoU of every photo for several localisers, as outlines that do not hide each other, with their means."""
+    for (name, values), style in zip(iou.items(), ["-", "--", ":"], strict=False):
+        shares = np.full(len(values), 100 / len(values))
+        look = {"histtype": "step", "linewidth": 2, "linestyle": style, "label": f"{name}: mean {np.mean(values):.2f}"}
+        ax.hist(values, np.linspace(0, 1, 21), weights=shares, **look)
+    ax.set(title=title, xlabel="IoU with the true box", ylabel="photos, %", xlim=(0, 1))
+    ax.legend(fontsize="small")
+
+
+def show_threshold(ax: Axes, scores: pd.DataFrame, trivial: pd.Series, chosen: float, title: str) -> None:
+    """Box scores (columns) over the threshold (index), with the centre box as thin lines and the chosen threshold."""
+    for name, colour in zip(scores, SERIES, strict=False):
+        ax.plot(scores.index, scores[name], marker="o", markersize=4, color=colour, label=name)
+        ax.axhline(trivial[name], color=colour, linewidth=1, linestyle="--", label=f"centre box: {name}")
+    ax.axvline(chosen, color="black", linewidth=1, linestyle=":", label=rf"$\tau$ = {chosen:g} of this profile")
+    ax.set(title=title, xlabel=r"threshold $\tau$", ylabel="mean IoU, or share of photos", ylim=(0, 1))
+    ax.legend(fontsize="small")
+
+
+def preprocessing_figure(stages: Mapping[str, Tensor], threshold: float, sharpnesses: Sequence[float]) -> Figure:
+    """Stages of AffNet's pre-processing on one map (n, n), and the curve that each sharpness makes of a cell."""
+    size, ratios = (2.35 * len(stages) + 3.6, 2.75), [*[1] * len(stages), 1.5]
+    figure, axes = plt.subplots(1, len(ratios), figsize=size, width_ratios=ratios)
+    for ax, (name, values) in zip(axes, stages.items(), strict=False):
+        show_attention(ax, values, f"{name}\n{values.min():.2f} … {values.max():.2f}")
+    cells = torch.linspace(0, 1, 501)
+    for k in sharpnesses:
+        axes[-1].plot(cells, torch.sigmoid(k * (cells - threshold).relu()), label=f"k = {k:g}")
+    axes[-1].axvline(threshold, color="black", linewidth=1, linestyle=":")
+    axes[-1].set(title="What becomes of a cell", xlabel="normalised cell", ylabel="pre-processed cell", ylim=(0, 1.03))
+    axes[-1].legend(fontsize="small", loc="lower right")
+    return figure
+
+
+def axis_maxima_figure(values: Tensor, box: Sequence[float], title: str) -> Figure:
+    """Figure 2 of the paper: a map (n, n) with its hull box, its column maxima above, its row maxima on the right."""
+    n = len(values)
+    x1, y1, x2, y2 = (n * float(value) for value in box)
+    figure, axes = plt.subplots(2, 2, figsize=(5.4, 5.4), width_ratios=[1, 0.45], height_ratios=[0.45, 1])
+    (columns, corner), (whole, rows) = axes
+    show_attention(whole, values, boxes={"target": box})
+    corner.set_axis_off()
+    edges = np.arange(n + 1)
+    columns.stairs(values.amax(dim=0), edges, fill=True, color=SERIES[0])
+    rows.stairs(values.amax(dim=1), edges, fill=True, color=SERIES[1], orientation="horizontal")
+    columns.set(title="max over each column → NN$_h$ → $s_x, t_x$", xlim=(0, n), ylim=(0, 1.05), xlabel="column")
+    rows.set(title="max over each row\n→ NN$_v$ → $s_y, t_y$", ylim=(n, 0), xlim=(0, 1.05), ylabel="row")
+    for place in (x1, x2):
+        columns.axvline(place, **_EDGE)
+    for place in (y1, y2):
+        rows.axhline(place, **_EDGE)
+    figure.suptitle(title, x=0.02, ha="left", fontsize="medium")
+    return figure
+
+
+_EDGE = {"color": BOX_STYLES["target"]["edgecolor"], "linestyle": ":", "linewidth": 2.5}
+
+
+def table1_errors(scores: Mapping[str, pd.DataFrame], levels: Sequence[float] = (0.80, 0.95)) -> Figure:
+    """Rows of Table 1 in full: share of the maps up to an error, and share above an IoU; names with "+ prep." solid."""
+    figure, (errors, overlaps) = plt.subplots(1, 2, figsize=(12.5, 4.4))
+    models = list(dict.fromkeys(name.removesuffix(" + prep.") for name in scores))
+    for name, table in scores.items():
+        plain = name.removesuffix(" + prep.")
+        look = {"color": SERIES[models.index(plain) % len(SERIES)], "linestyle": "--" if name == plain else "-"}
+        shares = 100 * np.arange(1, len(table) + 1) / len(table)
+        errors.plot(np.sort(table["sl1_error"].clip(lower=1e-7)), shares, label=name, **look)
+        overlaps.plot(np.sort(table["iou"])[::-1], shares, **look)
+    errors.set(title="Share of the maps up to an error: left is better", xlabel="SL1 error of a map", xscale="log")
+    overlaps.set(
+        title="Share of the maps above an IoU: right is better", xlabel="IoU with the target box", xlim=(0.5, 1)
+    )
+    for level in levels:
+        overlaps.axvline(level, color="black", linewidth=1, linestyle=":")
+    for ax in (errors, overlaps):
+        ax.set(ylabel="maps, %", ylim=(0, 101))
+    figure.legend(loc="outside right center", fontsize="small")
+    return figure
+
+
+def sharpness_figure(sweep: pd.DataFrame, authors: float, default: float) -> Figure:
+    """What the sharpness (index) does: columns iou_gt_0.95, silent, gradient_mean and gradient_median (over maps)."""
+    figure, (hits, gradients) = plt.subplots(1, 2, figsize=(11, 3.9))
+    hits.plot(sweep.index, 100 * sweep["iou_gt_0.95"], marker="o", label="maps with IoU > 0.95")
+    hits.plot(sweep.index, 100 * sweep["silent"], marker="s", linestyle="--", label="silent maps")
+    hits.set(title="Good boxes, and maps that send nothing back", ylabel="maps, %", ylim=(0, 103))
+    gradients.plot(sweep.index, sweep["gradient_mean"], marker="o", label="mean over the maps")
+    gradients.plot(sweep.index, sweep["gradient_median"], marker="s", linestyle="--", label="median over the maps")
+    gradients.set(
+        title="The gradient that reaches the map", ylabel=r"mean $|\partial\theta / \partial A|$ over the cells"
+    )
+    gradients.set_yscale("symlog", linthresh=1e-4)
+    for ax in (hits, gradients):
+        ax.set(xscale="log", xlabel="sharpness $k$")
+        for place, name in ((authors, "authors'"), (default, "default")):
+            ax.axvline(place, color="black", linewidth=1, linestyle=":")
+            ax.text(place, 0.02, f" {name}", transform=ax.get_xaxis_transform(), rotation=90, fontsize="small")
+        ax.legend(fontsize="small")
     return figure

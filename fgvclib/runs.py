@@ -82,14 +82,17 @@ def _train(run: Run, announce: Callable[[str], None]) -> None:
     name = run.folder.name
     announce(f"{name}: training {run.config.epochs} epochs on {len(run.splits.train)} photos")
     run.folder.mkdir(parents=True, exist_ok=True)
-    records, boxes = [], []
+    records, boxes, log = [], [], []
     for record in train(run.config, run.splits, run.seed, run.folder / "checkpoint.pt"):
         watched = pd.DataFrame(record["watched_boxes"], columns=["row", *BOX])
         boxes.append(watched.assign(epoch=record["epoch"]))
         records.append({key: value for key, value in record.items() if key != "watched_boxes"})
-        announce(f"{name}: {describe_epoch(record, run.config.epochs)}")
+        line = f"{name}: {describe_epoch(record, run.config.epochs)}"
+        announce(line)
+        log.append(line)
         _write_csv(run.folder / "history.csv", pd.DataFrame(records))
         _write_csv(run.folder / "trajectories.csv", pd.concat(boxes))
+        _write_text(run.folder / "run.log", "\n".join(log) + "\n")
 
 
 def describe_epoch(record: dict, epochs: int) -> str:
@@ -109,5 +112,9 @@ def _evaluate(run: Run) -> dict[str, float]:
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    _write_text(path, table.to_csv(index=False))
+
+
+def _write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+        temporary.write_text(text, encoding="utf-8")

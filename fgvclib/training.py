@@ -53,6 +53,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
         torch.manual_seed(seed * 10_000 + epoch)  # so that a resumed epoch draws what an uninterrupted one does
         record = {"epoch": epoch + 1, "learning_rate": schedule.get_last_lr()[0]}
         record |= train_one_epoch(model, criterion, optimiser, loader, accelerator)
+        check_finite({"weights": sum(parameter.detach().abs().sum() for parameter in model.parameters())})
         schedule.step()
         predictions = predict(model, validation_loader, splits.validation)
         record |= {f"validation_{name}": value for name, value in summarise(predictions).items()}
@@ -98,12 +99,12 @@ def watched_boxes(predictions: pd.DataFrame) -> list[list[float]]:
 
 
 def check_finite(terms: dict[str, Tensor]) -> None:
-    """Raises NonFiniteLoss that names the first term that is NaN or infinite."""
+    """Raises NonFiniteLoss that names the first loss term, or "weights", that is NaN or infinite."""
     for name, value in terms.items():
         if not torch.isfinite(value):
             raise NonFiniteLoss(
-                f"The loss term {name!r} became {float(value)}; training stopped before it reached the weights. "
-                "A lower localisation_learning_rate or learning_rate usually helps; the last checkpoint is kept."
+                f"Training stopped because the loss term {name!r} became {value.item()}; the last checkpoint is kept. "
+                "A lower localisation_learning_rate or learning_rate usually helps."
             )
 
 
@@ -158,8 +159,8 @@ def read_checkpoint(path: Path) -> dict:
     """The state in a checkpoint file. Raises ValueError for a file that is damaged or of another version."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise ValueError(f"{path} is damaged ({error}); delete it to start this run again.") from error
-    if state.get("format") != CHECKPOINT_FORMAT:
+    except Exception as error:  # torch.load raises many kinds for a damaged file, with advice that does not apply
+        raise ValueError(f"{path} is no readable checkpoint; delete it to start this run again.") from error
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"{path} was written by another version of fgvclib; delete it to start this run again.")
     return state

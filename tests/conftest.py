@@ -29,6 +29,8 @@ def tiny():
         teacher_size=64,
         embedding_dim=16,
         batch_size=4,
+        epochs=2,
+        learning_rate=0.003,
     )
 
 

@@ -83,6 +83,11 @@ def test_hash_changes_with_any_value(field):
     assert len(PAPER.hash()) == 10 and set(PAPER.hash()) <= set("0123456789abcdef")
 
 
+@pytest.mark.parametrize("key", ["learning_rate", "lambda_att", "theta_gradient_limit"])
+def test_whole_number_is_accepted_where_a_real_one_is_needed(key):
+    assert getattr(load_config("cpu", **{key: 1}), key) == 1
+
+
 def test_equal_configurations_have_equal_hashes():
     """A notebook parameter `16` means the same as `16.0`."""
     whole, real = load_config("cpu", lambda_att=8, beta_att=0), load_config("cpu", lambda_att=8.0, beta_att=0.0)

@@ -140,7 +140,7 @@ def test_index_files_that_disagree_are_refused(folder, name, damage):
 def test_label_out_of_range_is_refused(folder, label):
     path = folder / "image_class_labels.txt"
     path.write_text(path.read_text().replace("\n10 1\n", f"\n10 {label}\n"))
-    with pytest.raises(ValueError, match="image_class_labels.txt names a class that classes.txt lacks"):
+    with pytest.raises(ValueError, match="image_class_labels.txt: the line of id .* whole number from 1 to 3"):
         read_cub(folder)
 
 

@@ -92,11 +92,10 @@ def test_teacher_is_scored_where_it_is_asked_for(photos):
     assert "teacher_iou" not in predict(Stub(), batches(list(range(5))), photos)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_model_is_run_in_evaluation_mode_without_gradient_and_put_back(photos, training):
-    model = Stub().train(training)
+def test_model_is_run_in_evaluation_mode_without_gradient(photos):
+    model = Stub().train()
     predict(model, batches([0, 1, 2], [3, 4]), photos)
-    assert model.modes == [(False, False)] * 2 and model.training == training
+    assert model.modes == [(False, False)] * 2
 
 
 def test_trivial_localisers_by_hand():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fgvclib.classifier import GlobalKMaxPool2d
-from fgvclib.losses import EmbeddingLoss, EndToEndLoss, scale_gradient
+from fgvclib.losses import EmbeddingLoss, EndToEndLoss, clip_gradient, scale_gradient
 
 CLASSES, DIM = 7, 5
 BATCHES = {
@@ -80,6 +80,24 @@ def test_scales_in_a_row_multiply():
     x = torch.ones(3, requires_grad=True)
     scale_gradient(scale_gradient(x, 0.5), 0.2).sum().backward()
     torch.testing.assert_close(x.grad, torch.full((3,), 0.1))
+
+
+# --- clip_gradient
+
+
+def test_clip_gradient_shortens_the_gradient_of_every_samples_own_loss():
+    x = torch.randn(3, 2, requires_grad=True)
+    y = clip_gradient(x, 2.0)
+    assert torch.equal(y, x)
+    own = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 0.0]])  # norms 5, 1 and 0; the loss is the mean over 3
+    (y * own).sum(dim=1).mean().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([[1.2, 1.6], [0.6, 0.8], [0.0, 0.0]]) / 3)
+
+
+def test_no_limit_leaves_the_gradient_alone():
+    x = torch.randn(3, 2, requires_grad=True)
+    (clip_gradient(x, None) * 1e6).sum().backward()
+    assert (x.grad == 1e6).all()
 
 
 # --- embedding loss

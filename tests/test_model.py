@@ -50,7 +50,8 @@ def with_live_affnet(model):
 @pytest.fixture(scope="module")
 def small(tiny):
     """ResNets with random weights: quick in float64, in which the grouped convolutions of EfficientNet are slow."""
-    return replace(tiny, backbone="resnet10t", attnet_backbone="resnet10t", crop_size=48, kmax=2)
+    backbones = {"backbone": "resnet10t", "attnet_backbone": "resnet10t"}
+    return replace(tiny, **backbones, crop_size=48, kmax=2, theta_gradient_limit=None)
 
 
 # --- equations 3, 4 and 8 to 10
@@ -143,6 +144,21 @@ def test_gradient_at_the_attention_map_is_equation_4(differences, beta_att, beta
     along = (gradient * differences.directions).sum(dim=(1, 2, 3, 4))
     # theta's own share of L_att is 0, so that what remains of slopes["attention"] is the local loss
     assert along.numpy() == pytest.approx((beta_att * rest + slopes["attention"]).numpy(), rel=1e-4, abs=1e-5)
+
+
+def test_limit_shortens_each_photos_classification_gradient_into_theta_alone(differences):
+    """Of the photo's own loss, before beta_aff scales it; L_aff is not limited."""
+    slopes = differences.at_theta
+    classification = slopes["cross_entropy"] + slopes["embedding"]
+    own_norms = 2 * classification.norm(dim=1)  # of the sum, where the loss is the mean over two photos
+    limit = own_norms.mean().item()  # one photo above it, one below
+    differences.model.theta_gradient_limit = limit
+    _, gradient = differences.gradients(1.0, 0.5)
+    differences.model.theta_gradient_limit = None
+    shares = (limit / own_norms).clamp(max=1).unsqueeze(1)
+    assert shares.min() < 1 == shares.max()
+    expected = 0.5 * shares * classification + slopes["affine"]
+    assert gradient.numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
 
 
 def test_betas_do_not_change_the_forward_pass(differences):

@@ -2,13 +2,18 @@
 
 import dataclasses
 import itertools
+import os
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fgvclib import birdpainter, synthbirds
+from fgvclib import synthbirds
+from fgvclib.synthbirds import dataset, scene
+from fgvclib.synthbirds.bird import BODY_PLANS
 
 SMALL = {"num_classes": 3, "train_per_class": 2, "test_per_class": 1, "image_size": 48}
 
@@ -59,37 +64,36 @@ def test_pictures_do_not_depend_on_the_extent(small, tmp_path):
     assert pictures == {name: files[name] for name in pictures}
 
 
-@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("size", [48, 128])
 def test_boxes_lie_inside_and_span_the_size_range(size):
     sides = []
     for k, species in enumerate(synthbirds.species_list(40)):
         _, (x, y, w, h) = synthbirds.draw_bird(species, np.random.default_rng([3, k]), size)
         assert x >= 0 and y >= 0 and x + w <= size and y + h <= size
         sides.append(max(w, h) / size)
-    low, high = birdpainter.SIZE_RANGE
+    low, high = scene.SIZE_RANGE
     assert low - 2 / size <= min(sides) < 0.25
     assert 0.5 < max(sides) <= high + 2 / size
 
 
 def test_boxes_are_not_centred():
     centres = []
-    for k in range(60):
-        scene = birdpainter.paint_scene(synthbirds.species_list(1)[0], np.random.default_rng([4, k]), 64)
-        x, y, w, h = scene.box
-        centres.append(((x + w / 2) / 64, (y + h / 2) / 64))
+    for k in range(40):
+        x, y, w, h = synthbirds.paint_scene(synthbirds.species_list(1)[0], np.random.default_rng([4, k]), 40).box
+        centres.append(((x + w / 2) / 40, (y + h / 2) / 40))
     assert np.std(centres, axis=0).min() > 0.12
 
 
 @pytest.mark.parametrize("index", range(0, 40, 3))
 def test_box_is_where_the_bird_changes_the_picture(index):
     species = synthbirds.species_list(40)[index]
-    scene = birdpainter.paint_scene(species, np.random.default_rng([5, index]), 224)
-    nothing, plain = Image.new("RGBA", (224, 224)), Image.new("RGB", (224, 224), (255, 0, 255))
-    scene = dataclasses.replace(scene, occluders=nothing, landscape=plain)
-    with_bird = np.asarray(birdpainter.compose(scene), int)
-    without = np.asarray(birdpainter.compose(dataclasses.replace(scene, bird=nothing)), int)
+    layers = synthbirds.paint_scene(species, np.random.default_rng([5, index]), 128)
+    nothing, plain = Image.new("RGBA", (128, 128)), Image.new("RGB", (128, 128), (255, 0, 255))
+    layers = dataclasses.replace(layers, occluders=nothing, landscape=plain)
+    with_bird = np.asarray(synthbirds.compose(layers), int)
+    without = np.asarray(synthbirds.compose(dataclasses.replace(layers, bird=nothing)), int)
     changed = np.abs(with_bird - without).max(axis=2)
-    x, y, w, h = (int(v) for v in scene.box)
+    x, y, w, h = (int(v) for v in layers.box)
     outside = changed.copy()
     outside[y : y + h, x : x + w] = 0
     assert outside.max() < 85  # faint edge pixels at most
@@ -100,16 +104,16 @@ def test_box_is_where_the_bird_changes_the_picture(index):
 def test_occluders_never_hide_most_of_the_bird():
     hidden = []
     for k in range(40):
-        scene = birdpainter.paint_scene(synthbirds.species_list(40)[k], np.random.default_rng([6, k]), 96)
-        bird = np.asarray(scene.bird.getchannel("A")) >= birdpainter.BOX_ALPHA
-        hidden.append(np.asarray(scene.occluders.getchannel("A"))[bird].mean() / 255)
-    assert max(hidden) <= birdpainter.MAX_HIDDEN
+        layers = synthbirds.paint_scene(synthbirds.species_list(40)[k], np.random.default_rng([6, k]), 48)
+        bird = np.asarray(layers.bird.getchannel("A")) >= scene.BOX_ALPHA
+        hidden.append(np.asarray(layers.occluders.getchannel("A"))[bird].mean() / 255)
+    assert max(hidden) <= scene.MAX_HIDDEN
     assert 0.2 < np.mean(np.array(hidden) > 0) < 0.8
 
 
 def test_a_bird_is_drawn_in_the_requested_size():
     for k, species in enumerate(synthbirds.species_list(40)):
-        layer, _ = birdpainter.paint_bird(species, np.random.default_rng(k), 120)
+        layer, _ = synthbirds.paint_bird(species, np.random.default_rng(k), 120)
         left, top, right, bottom = layer.getchannel("A").point(lambda a: 255 * (a > 128)).getbbox()
         assert abs(max(right - left, bottom - top) - 120) <= 3, species.name
 
@@ -122,7 +126,7 @@ def _differences(a: synthbirds.Species, b: synthbirds.Species) -> int:
 def test_sisters_differ_by_one_or_two_marks_and_all_species_differ():
     species = synthbirds.species_list(40)
     assert len({s.name for s in species}) == 40
-    assert {s.genus for s in species} == set(birdpainter.BODY_PLANS)
+    assert {s.genus for s in species} == set(BODY_PLANS)
     single = 0
     for a, b in itertools.combinations(species, 2):
         if a.genus == b.genus:
@@ -133,11 +137,12 @@ def test_sisters_differ_by_one_or_two_marks_and_all_species_differ():
 
 def test_every_mark_shows():
     """Sisters in the same pose differ in at least some pixels, clearly."""
-    for a, b in itertools.combinations(synthbirds.species_list(40), 2):
+    species = synthbirds.species_list(40)
+    layers = {s: synthbirds.paint_bird(s, np.random.default_rng(7), 110)[0].convert("RGBa") for s in species}
+    for a, b in itertools.combinations(species, 2):
         if a.genus != b.genus:
             continue
-        layers = [birdpainter.paint_bird(species, np.random.default_rng(7), 110)[0] for species in (a, b)]
-        pair = [layer.convert("RGBa") for layer in layers]
+        pair = layers[a], layers[b]
         size = tuple(max(image.size[i] for image in pair) for i in range(2))
         one, two = (np.asarray(image.crop((0, 0, *size)), int) for image in pair)
         assert (np.abs(one - two).max(axis=2) > 40).sum() >= 25, (a.name, b.name)
@@ -150,7 +155,7 @@ def test_first_species_always_hold_sisters():
 
 
 def test_same_parameters_return_at_once(small, monkeypatch):
-    monkeypatch.setattr(synthbirds, "_write", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(dataset, "_write", lambda *_: pytest.fail("drawn again"))
     before = _files(small)
     assert synthbirds.generate(small, **SMALL, workers=0) == small
     assert _files(small) == before
@@ -162,7 +167,7 @@ def test_another_data_set_is_refused(small):
 
 
 def test_other_generator_version_is_refused(small, monkeypatch):
-    monkeypatch.setattr(synthbirds, "GENERATOR_VERSION", synthbirds.GENERATOR_VERSION + 1)
+    monkeypatch.setattr(dataset, "GENERATOR_VERSION", synthbirds.GENERATOR_VERSION + 1)
     with pytest.raises(ValueError, match="generator_version"):
         synthbirds.generate(small, **SMALL)
 
@@ -180,20 +185,49 @@ def test_a_failed_run_leaves_no_root(tmp_path, monkeypatch):
     def fail_half_way(species, rng, image_size):
         if next(calls) == 4:
             raise KeyboardInterrupt
-        return birdpainter.draw_bird(species, rng, image_size)
+        return synthbirds.draw_bird(species, rng, image_size)
 
-    monkeypatch.setattr(synthbirds, "draw_bird", fail_half_way)
+    monkeypatch.setattr(dataset, "draw_bird", fail_half_way)
     with pytest.raises(KeyboardInterrupt):
         synthbirds.generate(tmp_path / "set", **SMALL, workers=0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_leftovers_of_a_killed_run_are_cleared(small, tmp_path):
-    leftover = tmp_path / "set.partial" / "images"
-    leftover.mkdir(parents=True)
-    (leftover / "half.jpg").write_bytes(b"half")
+def test_leftovers_of_a_killed_run_are_cleared_after_a_day(small, tmp_path):
+    dead, other = tmp_path / ".set.abcdefgh.partial", tmp_path / ".set.stuvwxyz.partial"
+    for folder in (dead, other):
+        folder.mkdir()
+        (folder / "half.jpg").write_bytes(b"half")
+    os.utime(dead, (time.time() - 25 * 3600,) * 2)
     root = synthbirds.generate(tmp_path / "set", **SMALL, workers=0)
     assert _files(root) == _files(small)
+    assert {path.name for path in tmp_path.iterdir()} == {"set", other.name}
+
+
+def test_an_empty_root_is_filled_and_as_open_as_any_folder(tmp_path):
+    (tmp_path / "set").mkdir()
+    mode = (tmp_path / "set").stat().st_mode
+    root = synthbirds.generate(tmp_path / "set", **SMALL, workers=0)
+    assert root.stat().st_mode == mode
+    assert (root / "images.txt").is_file()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_that_is_overtaken(small, tmp_path, monkeypatch, seed):
+    """Another run with seed 0 finishes while this one draws: its data set stays, and serves this run if it can."""
+    write = dataset._write
+
+    def write_slowly(*arguments):
+        write(*arguments)
+        shutil.copytree(small, tmp_path / "set")
+
+    monkeypatch.setattr(dataset, "_write", write_slowly)
+    if seed == 0:
+        assert synthbirds.generate(tmp_path / "set", **SMALL, workers=0) == tmp_path / "set"
+    else:
+        with pytest.raises(ValueError, match="holds another synthetic bird data set .seed 0 instead of 1"):
+            synthbirds.generate(tmp_path / "set", **SMALL, seed=seed, workers=0)
+    assert _files(tmp_path / "set") == _files(small)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 

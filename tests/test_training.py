@@ -1,6 +1,5 @@
 """The training loop: exact resumption, seeds, stops, refusals, the schedule."""
 
-import warnings
 from dataclasses import replace
 
 import pandas as pd
@@ -70,6 +69,24 @@ def test_same_seed_same_numbers_other_seed_other_numbers(tiny, splits, tmp_path,
     assert_same(again, uninterrupted)
     key = "classifier.output.weight"
     assert not torch.equal(other[1]["model"][key], uninterrupted[1]["model"][key])
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+def test_every_epoch_sees_other_pictures_of_the_photos_in_another_order(tiny, splits, tmp_path, monkeypatch):
+    seen = []
+
+    def record(model, criterion, optimiser, loader, accelerator):
+        pairs = [pair for batch in loader for pair in zip(batch["index"].tolist(), batch["image"], strict=True)]
+        seen.append(dict(pairs))
+        return {}
+
+    monkeypatch.setattr(training, "train_one_epoch", record)
+    config = replace(tiny, backbone="resnet10t", attnet_backbone="resnet10t")
+    list(train(config, splits, 0, tmp_path / "checkpoint.pt", pretrained=False))
+    first, second = seen
+    assert set(first) == set(second) == set(range(len(splits.train)))
+    assert list(first) != list(second)
+    assert not any(torch.equal(first[i], second[i]) for i in first)
 
 
 def test_record_holds_every_term_and_score(uninterrupted):
@@ -157,12 +174,11 @@ def test_checkpoint_of_another_configuration_or_seed_is_refused(tiny, splits, tm
 # --- optimiser and schedule
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
 @pytest.mark.parametrize(
     "epochs, drops, last", [(90, 2, [30, 60]), (10, 2, [4, 7]), (90, 0, []), (8, 3, [2, 4, 6]), (2, 2, [1, 2])]
 )
-def test_learning_rate_drops_to_a_tenth_after_equal_parts(
-    tiny, splits, tmp_path, monkeypatch, epochs, drops, last, uninterrupted
-):
+def test_learning_rate_drops_to_a_tenth_after_equal_parts(tiny, splits, tmp_path, monkeypatch, epochs, drops, last):
     """After 30 and 60 of 90 epochs, as in the paper."""
     monkeypatch.setattr(training, "train_one_epoch", lambda *args: {})
     monkeypatch.setattr(training, "predict", lambda *args: None)
@@ -170,9 +186,7 @@ def test_learning_rate_drops_to_a_tenth_after_equal_parts(
     monkeypatch.setattr(training, "watched_boxes", lambda *args: [])
     monkeypatch.setattr(training, "save_checkpoint", lambda *args: None)
     config = replace(tiny, backbone="resnet10t", attnet_backbone="resnet10t", epochs=epochs, lr_drops=drops)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch: the schedule steps without the optimiser
-        records = list(train(config, splits, 0, tmp_path / "checkpoint.pt", pretrained=False))
+    records = list(train(config, splits, 0, tmp_path / "checkpoint.pt", pretrained=False))
     assert len(records) == epochs
     expected = [0.003 * 0.1 ** sum(epoch > drop for drop in last) for epoch in range(1, epochs + 1)]
     assert [record["learning_rate"] for record in records] == pytest.approx(expected)
