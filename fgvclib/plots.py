@@ -537,20 +537,24 @@ def axis_maxima_figure(values: Tensor, box: Sequence[float], title: str) -> Figu
     """Figure 2 of the paper: a map (n, n) with its hull box, its column maxima above, its row maxima on the right."""
     n = len(values)
     x1, y1, x2, y2 = (n * float(value) for value in box)
-    figure, axes = plt.subplots(2, 2, figsize=(5.4, 5.4), width_ratios=[1, 0.45], height_ratios=[0.45, 1])
-    (columns, corner), (whole, rows) = axes
+    figure = plt.figure(figsize=(5.6, 5.6))
+    figure.set_layout_engine("none")
+    whole = figure.add_axes((0.10, 0.08, 0.55, 0.55))
+    columns = figure.add_axes((0.10, 0.67, 0.55, 0.20))
+    rows = figure.add_axes((0.69, 0.08, 0.20, 0.55))
     show_attention(whole, values, boxes={"target": box})
-    corner.set_axis_off()
     edges = np.arange(n + 1)
     columns.stairs(values.amax(dim=0), edges, fill=True, color=SERIES[0])
     rows.stairs(values.amax(dim=1), edges, fill=True, color=SERIES[1], orientation="horizontal")
-    columns.set(title="max over each column → NN$_h$ → $s_x, t_x$", xlim=(0, n), ylim=(0, 1.05), xlabel="column")
-    rows.set(title="max over each row\n→ NN$_v$ → $s_y, t_y$", ylim=(n, 0), xlim=(0, 1.05), ylabel="row")
+    columns.set(xlim=(0, n), ylim=(0, 1.05), xticks=[])
+    rows.set(ylim=(n, 0), xlim=(0, 1.05), yticks=[])
+    columns.set_title("maximum over each column → NN$_h$ → $s_x, t_x$", fontsize="small")
+    rows.set_title("maximum over each row\n→ NN$_v$ → $s_y, t_y$", fontsize="small")
     for place in (x1, x2):
         columns.axvline(place, **_EDGE)
     for place in (y1, y2):
         rows.axhline(place, **_EDGE)
-    figure.suptitle(title, x=0.02, ha="left", fontsize="medium")
+    figure.suptitle(title, x=0.10, ha="left")
     return figure
 
 
@@ -591,10 +595,9 @@ def sharpness_figure(sweep: pd.DataFrame, authors: float, default: float) -> Fig
         title="The gradient that reaches the map", ylabel=r"mean $|\partial\theta / \partial A|$ over the cells"
     )
     gradients.set_yscale("symlog", linthresh=1e-4)
-    for ax in (hits, gradients):
+    for ax, place in ((hits, "upper left"), (gradients, "lower left")):
+        ax.axvline(authors, color="black", linewidth=1, linestyle=":", label=f"authors' k = {authors:g}")
+        ax.axvline(default, color="black", linewidth=1, linestyle="-.", label=f"default k = {default:g}")
         ax.set(xscale="log", xlabel="sharpness $k$")
-        for place, name in ((authors, "authors'"), (default, "default")):
-            ax.axvline(place, color="black", linewidth=1, linestyle=":")
-            ax.text(place, 0.02, f" {name}", transform=ax.get_xaxis_transform(), rotation=90, fontsize="small")
-        ax.legend(fontsize="small")
+        ax.legend(loc=place, fontsize="small")
     return figure
