@@ -1,0 +1,41 @@
+"""The parts that notebook 05 shows add up to what the model really computes."""
+
+import pytest
+import torch
+
+from fgvclib.gradients import gradient_parts, norms, total_gradient
+from fgvclib.model import build_model
+from fgvclib.training import build_loss
+
+LABELS = torch.tensor([0, 2])
+
+
+@pytest.fixture(scope="module")
+def system(tiny):
+    torch.manual_seed(0)
+    model = build_model(tiny, 3, pretrained=False).double().eval()
+    for axis in (model.affnet.horizontal, model.affnet.vertical):
+        torch.nn.init.normal_(axis[-1].weight, std=0.01)  # AffNet starts deaf to its input
+    return model, build_loss(tiny, 3).double().eval(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("limit", [None, 0.05])
+@pytest.mark.parametrize("beta_att, beta_aff", [(1.0, 1.0), (0.0, 1.0), (0.5, 2.0), (0.0, 0.0)])
+def test_total_gradient_is_what_backward_gives(system, beta_att, beta_aff, limit):
+    model, criterion, images = system
+    model.beta_att, model.beta_aff, model.theta_gradient_limit = beta_att, beta_aff, limit
+    output = model(images)
+    output.attention.retain_grad()
+    output.theta.retain_grad()
+    criterion(output, LABELS, model.teacher_map(images))["total"].backward()
+    total = total_gradient(gradient_parts(model, criterion, images, LABELS, limit), beta_att, beta_aff)
+    torch.testing.assert_close(total["A"], output.attention.grad)
+    torch.testing.assert_close(total["theta"], output.theta.grad)
+
+
+def test_norms_are_over_the_whole_batch(system):
+    model, criterion, images = system
+    parts = gradient_parts(model, criterion, images, LABELS)
+    table = norms(parts)
+    assert table.loc["affine", "theta"] == pytest.approx(parts["affine"]["theta"].square().sum().sqrt().item())
+    assert table.loc["attention", "theta"] == 0
