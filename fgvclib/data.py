@@ -49,10 +49,11 @@ def prepare_dataset(config: Config) -> Path:
     Raises FileNotFoundError that says what to download where a data set is not there.
     """
     if config.dataset == "synthbirds":
-        name = f"synthbirds-{config.num_classes}x{config.train_per_class}+{config.test_per_class}-{config.photo_size}px"
+        num_classes = len(synthbirds.species_list(config.num_classes))
+        name = f"synthbirds-{num_classes}x{config.train_per_class}+{config.test_per_class}-{config.photo_size}px"
         return synthbirds.generate(
             data_root() / name,
-            num_classes=config.num_classes,
+            num_classes=num_classes,
             train_per_class=config.train_per_class,
             test_per_class=config.test_per_class,
             image_size=config.photo_size,

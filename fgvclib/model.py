@@ -31,7 +31,8 @@ class EndToEndModel(nn.Module):
     The rest of A includes L_aff, which reaches it through theta; the rest of theta does not. `theta_gradient_limit`
     (ours) first shortens what the classifier sends into the theta of each photo to this norm: bilinear sampling passes
     on the finest texture of the image, which can be far louder than L_aff. With `localise` False the crop is the whole
-    image, and AttNet and AffNet are not run: the baseline of Table 2.
+    image, and AttNet and AffNet are not run: the baseline of Table 2. While the attribute `trust_theta` is False
+    (ours), they are run and learn from the local losses, but the classifier still gets the whole image.
     """
 
     def __init__(
@@ -53,19 +54,24 @@ class EndToEndModel(nn.Module):
         self.beta_att, self.beta_aff = beta_att, beta_aff
         self.theta_gradient_limit = theta_gradient_limit
         self.localise = localise
+        self.trust_theta = True
 
     def forward(self, images: Tensor) -> ModelOutput:
         attention, theta = self.localisation(images)
         heard = clip_gradient(scale_gradient(theta, self.beta_aff), self.theta_gradient_limit)
-        cropped = crop(images, heard, self.crop_size)
+        cropped = crop(images, heard if self.trust_theta else self._identity(images), self.crop_size)
         return ModelOutput(*self.classifier(cropped), attention, theta, cropped)
 
     def localisation(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """X → A (B, 1, n, n) and theta (B, 4); None and the identity where localisation is off."""
         if not self.localise:
-            return None, images.new_tensor(IDENTITY_THETA).expand(len(images), 4)
+            return None, self._identity(images)
         attention = self.attnet(images)
         return attention, self.affnet(scale_gradient(attention, self.beta_att))
+
+    @staticmethod
+    def _identity(images: Tensor) -> Tensor:
+        return images.new_tensor(IDENTITY_THETA).expand(len(images), 4)
 
     def teacher_map(self, images: Tensor) -> Tensor:
         """X → M (B, 1, n, n), without gradient; see `Teacher`."""

@@ -50,6 +50,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
         sampler.epoch = epoch
+        model.trust_theta = epoch >= config.warmup_epochs
         torch.manual_seed(seed * 10_000 + epoch)  # so that a resumed epoch draws what an uninterrupted one does
         record = {"epoch": epoch + 1, "learning_rate": schedule.get_last_lr()[0]}
         record |= train_one_epoch(model, criterion, optimiser, loader, accelerator)

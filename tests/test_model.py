@@ -174,6 +174,17 @@ def test_betas_do_not_change_the_forward_pass(differences):
 # --- the forward pass
 
 
+def test_classifier_gets_the_whole_image_while_theta_is_not_trusted(differences):
+    model = differences.model
+    model.trust_theta = False
+    output = model(differences.images)
+    model.trust_theta = True
+    whole = torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 2, dtype=torch.float64)
+    assert torch.equal(output.crop, crop(differences.images, whole, model.crop_size))
+    assert not torch.allclose(output.theta, whole)  # which the local losses go on to train
+    assert torch.autograd.grad(output.logits.sum(), output.theta, allow_unused=True) == (None,)
+
+
 def test_output_is_attnet_affnet_crop_and_classifier_in_turn(small):
     torch.manual_seed(0)
     model = with_live_affnet(build_model(small, 3, pretrained=False)).eval()

@@ -138,12 +138,14 @@ SPECIES = [
 ]
 
 
-def species_list(num_classes: int) -> list[Species]:
-    """The first species of the table, sisters side by side.
+def species_list(num_classes: int | None = None) -> list[Species]:
+    """The first species of the table, sisters side by side; None: all of them.
 
     Raises:
         ValueError: num_classes is not between 1 and the number of species.
     """
+    if num_classes is None:
+        return list(SPECIES)
     if not 1 <= num_classes <= len(SPECIES):
         raise ValueError(
             f"num_classes is {num_classes}, but there are {len(SPECIES)} species: "
