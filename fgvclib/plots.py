@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -109,6 +110,7 @@ def show_curves(ax: Axes, curves: Mapping[str, pd.Series], title: str, ylabel: s
     for name, series in curves.items():
         ax.plot(series.index, series.values, label=name)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize="small")
 
 
@@ -162,7 +164,11 @@ def table3_figure(table: pd.DataFrame, dataset: str) -> Figure:
         ax.set(title=f"{title} (published)", xlim=(80, 98), xlabel="accuracy [%]")
         ax.tick_params(axis="y", labelsize="small")
     values, spread = measured[f"measured_{dataset}"], measured[f"measured_{dataset}_std"].fillna(0)
-    axes[3].barh(measured["method"], values, xerr=spread, color=SERIES[0], capsize=4)
+    axes[3].barh(
+        measured["method"].str.replace(" (", "\n(")[::-1], values[::-1], 0.5, xerr=spread[::-1], color=SERIES[0]
+    )
+    axes[3].set_ylim(-1.5, len(measured) + 0.5)  # three rows need not be as thick as the column is high
+    axes[3].tick_params(axis="y", labelsize="small")
     axes[3].set(title=f"{dataset} (measured here)", xlabel="accuracy [%]", xlim=(0, 100))
     return figure
 

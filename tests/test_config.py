@@ -34,10 +34,9 @@ def test_profile_knows_its_name(name):
     assert load_config(name).profile == name
 
 
-def test_teacher_gives_14_cells_without_resizing_in_the_cpu_and_paper_profiles():
-    for name in ("cpu", "paper"):
-        config = load_config(name)
-        assert config.teacher_size / config.teacher_output_stride == config.map_size
+def test_teacher_gives_14_cells_without_resizing_in_the_paper_profile():
+    config = load_config("paper")
+    assert config.teacher_size / config.teacher_output_stride == config.map_size == 14
 
 
 def test_smoke_profile_draws_less_than_the_cpu_profile():
