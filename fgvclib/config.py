@@ -70,6 +70,7 @@ class Config:
     workers: int = 8
 
     # Table 1
+    table1_views: int = 2  # maps from every training photo, each of another augmentation (ours)
     table1_steps: int = 10_000
     table1_resnet_s_steps: int = 10_000
     table1_resnet50_steps: int = 3_000
@@ -107,9 +108,10 @@ CPU = replace(
     localisation_learning_rate=0.002,
     lr_drops=1,
     workers=2,
+    table1_views=4,
     table1_steps=8_000,
-    table1_resnet_s_steps=1_000,
-    table1_resnet50_steps=12,
+    table1_resnet_s_steps=600,
+    table1_resnet50_steps=3,
 )
 
 SMOKE = replace(
@@ -132,6 +134,11 @@ SMOKE = replace(
 )
 
 PROFILES = {"smoke": SMOKE, "cpu": CPU, "paper": PAPER}
+
+
+def training_values(config: Config) -> dict:
+    """The values that a training run depends on: all but those of Table 1, whose networks are trained apart."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if not key.startswith("table1_")}
 
 
 def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Config:

@@ -5,7 +5,6 @@ photos over the epochs), predictions.csv (one row per test photo) and metrics.js
 done. The test split is evaluated once, at the end.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fgvclib.config import Config
+from fgvclib.config import Config, training_values
 from fgvclib.data import BOX, Splits, evaluation_loader
 from fgvclib.evaluation import predict, summarise
 from fgvclib.files import atomic_path, read_json, write_json
@@ -67,7 +66,7 @@ def train_or_load(
     Raises ValueError where the folder holds a run of another configuration or seed.
     """
     run = Run(Path(folder), config, seed, splits)
-    identity = {"config": dataclasses.asdict(config), "seed": seed}
+    identity = {"config": training_values(config), "seed": seed}
     done = run.folder / "metrics.json"
     if not done.exists():
         _train(run, announce)

@@ -1,6 +1,5 @@
 """The training loop: SGD on the end-to-end loss, a checkpoint after every epoch, exact resumption."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
-from fgvclib.config import Config
+from fgvclib.config import Config, training_values
 from fgvclib.data import Splits, evaluation_loader, training_loader
 from fgvclib.evaluation import named_box, predict, summarise
 from fgvclib.files import atomic_path
@@ -130,7 +129,7 @@ def save_checkpoint(path: Path, config: Config, seed: int, model, criterion, opt
     """Write everything that the next epoch depends on, atomically."""
     state = {
         "format": CHECKPOINT_FORMAT,
-        "config": dataclasses.asdict(config),
+        "config": training_values(config),
         "seed": seed,
         "model": model.state_dict(),
         "criterion": criterion.state_dict(),
@@ -147,7 +146,7 @@ def resume(path: Path, config: Config, seed: int, model, criterion, optimiser, s
     if not path.exists():
         return []
     state = read_checkpoint(path)
-    if state["config"] != dataclasses.asdict(config) or state["seed"] != seed:
+    if state["config"] != training_values(config) or state["seed"] != seed:
         raise ValueError(f"{path} belongs to another configuration or seed; move it away or choose another folder.")
     model.load_state_dict(state["model"])
     criterion.load_state_dict(state["criterion"])
