@@ -5,6 +5,7 @@ one colour map. Functions draw on the axes given, or return a new figure.
 """
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -607,3 +608,11 @@ def sharpness_figure(sweep: pd.DataFrame, authors: float, default: float) -> Fig
         ax.set(xscale="log", xlabel="sharpness $k$")
         ax.legend(loc=place, fontsize="small")
     return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG bytes, for an image widget; the figure is closed."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    plt.close(figure)
+    return buffer.getvalue()
