@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -329,7 +330,15 @@ def running(notebooks, tmp_path):
         "manifest.hardware = dict  # saves the import of torch\nsys.exit(cli.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", str(notebooks / "03_tiny.ipynb"), "--profile", "smoke"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=config.PROJECT, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=config.PROJECT,
+        start_new_session=True,
+        # A test suite in the background of a shell inherits an ignored SIGINT, with which Ctrl-C would do nothing.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     pid = results_folder(load_config("smoke")) / "pid"
     until(lambda: pid.exists() and pid.read_text().endswith("\n"))
     yield process, int(pid.read_text())
