@@ -20,7 +20,7 @@ from fgvclib.losses import EmbeddingLoss, EndToEndLoss
 from fgvclib.model import EndToEndModel, build_model
 from fgvclib.progress import progress
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2  # 2 has the class names, so that a checkpoint alone can name what it sees
 WATCHED = 8  # photos whose boxes are recorded after every epoch
 
 
@@ -60,7 +60,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
         record["watched_boxes"] = watched_boxes(predictions)
         record["seconds"] = round(time.perf_counter() - started, 1)
         history.append(record)
-        save_checkpoint(checkpoint, config, seed, model, criterion, optimiser, schedule, history)
+        save_checkpoint(checkpoint, config, seed, splits.class_names, model, criterion, optimiser, schedule, history)
         yield record
 
 
@@ -125,12 +125,15 @@ def build_optimiser(model: EndToEndModel, config: Config) -> SGD:
     return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-def save_checkpoint(path: Path, config: Config, seed: int, model, criterion, optimiser, schedule, history) -> None:
-    """Write everything that the next epoch depends on, atomically."""
+def save_checkpoint(
+    path: Path, config: Config, seed: int, class_names: list[str], model, criterion, optimiser, schedule, history
+) -> None:
+    """Write everything that the next epoch depends on, and the class names, atomically."""
     state = {
         "format": CHECKPOINT_FORMAT,
         "config": training_values(config),
         "seed": seed,
+        "class_names": class_names,
         "model": model.state_dict(),
         "criterion": criterion.state_dict(),
         "optimiser": optimiser.state_dict(),

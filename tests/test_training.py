@@ -89,6 +89,10 @@ def test_every_epoch_sees_other_pictures_of_the_photos_in_another_order(tiny, sp
     assert not any(torch.equal(first[i], second[i]) for i in first)
 
 
+def test_checkpoint_names_the_classes(splits, uninterrupted):
+    assert uninterrupted[1]["class_names"] == splits.class_names and len(splits.class_names) == 3
+
+
 def test_record_holds_every_term_and_score(uninterrupted):
     record = uninterrupted[0][-1]
     terms = ("cross_entropy", "embedding", "attention", "affine")
@@ -156,7 +160,7 @@ def test_damaged_checkpoint_is_refused_with_a_sentence(tiny, splits, tmp_path, u
 
 
 def test_checkpoint_of_another_version_is_refused(tmp_path):
-    torch.save({"format": 0}, tmp_path / "checkpoint.pt")
+    torch.save({"format": training.CHECKPOINT_FORMAT - 1}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="another version of fgvclib"):
         read_checkpoint(tmp_path / "checkpoint.pt")
 
