@@ -1,5 +1,6 @@
 """Scores by hand: accuracy over samples, boxes against true ones."""
 
+import math
 from types import SimpleNamespace
 
 import pandas as pd
@@ -76,7 +77,13 @@ def test_top_1_localisation_asks_for_the_class_and_half_the_box(photos):
 def test_box_accuracy_counts_boxes_at_the_level_and_above():
     scores = localisation_scores(pd.Series([0.0, 0.3, 0.5, 0.69, 0.7, 1.0]))
     assert scores == pytest.approx(
-        {"mean_iou": 3.19 / 6, "box_acc_0.3": 5 / 6, "box_acc_0.5": 4 / 6, "box_acc_0.7": 2 / 6}
+        {
+            "mean_iou": 3.19 / 6,
+            "box_acc_0.3": 5 / 6,
+            "box_acc_0.5": 4 / 6,
+            "box_acc_0.7": 2 / 6,
+            "box_acc_mean": (5 / 6 + 4 / 6 + 2 / 6) / 3,
+        }
     )
 
 
@@ -109,3 +116,31 @@ def test_trivial_localisers_by_hand():
 
 def test_parameters_are_counted():
     assert count_parameters(torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3))) == 18 + 6
+
+
+# --- photos without a true box
+
+
+def without_box(photos, *rows):
+    photos.loc[list(rows), ["x1", "y1", "x2", "y2"]] = float("nan")
+    return photos
+
+
+def test_photos_without_a_true_box_count_for_accuracy_alone(photos):
+    """Of the IoUs 1, 1/3, 1/4, 0 and 1/2 the second and the last two are not known."""
+    table = predict(Stub(), batches(list(range(5))), without_box(photos, 1, 3, 4), teacher_threshold=0.3)
+    assert table["iou"].isna().tolist() == [False, True, False, True, True]
+    summary = summarise(table)
+    assert summary["accuracy"] == pytest.approx(3 / 5)
+    assert summary["mean_iou"] == pytest.approx((1 + 0.25) / 2)
+    assert summary["box_acc_0.5"] == pytest.approx(1 / 2) and summary["top1_loc"] == pytest.approx(1 / 2)
+    assert summary["teacher_box_acc_0.3"] == 0  # 1/5 and 1/6
+
+
+def test_without_any_true_box_localisation_is_not_scored(photos):
+    photos = without_box(photos, 0, 1, 2, 3, 4)
+    summary = summarise(predict(Stub(), batches(list(range(5))), photos, teacher_threshold=0.3))
+    assert summary.pop("accuracy") == pytest.approx(3 / 5)
+    assert {"mean_iou", "box_acc_mean", "top1_loc", "teacher_box_acc_0.5"} < set(summary)
+    assert all(math.isnan(value) for value in summary.values())
+    assert trivial_localisers(photos).isna().all(axis=None)
