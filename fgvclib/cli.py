@@ -1,4 +1,4 @@
-"""The command `fgvc`: run notebooks, show results, make data, open JupyterLab.
+"""The command `fgvc`: run notebooks, show results, make data, recognise photos, open JupyterLab.
 
 Exit status: 0 done, 1 something failed, 2 a wrong command, 130 interrupted.
 """
@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fgvclib import __version__, runner
@@ -61,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("dataset", choices=DATASETS)
     _add_where(data, dataset=False)
     data.set_defaults(command=_data)
+
+    predict = commands.add_parser("predict", help="recognise photos with a trained system, and draw its boxes")
+    predict.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
+    predict.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt in a run's folder")
+    predict.add_argument("--output", type=Path, metavar="FOLDER", help="for the drawings; default: beside each photo")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="write the table there, too")
+    predict.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    predict.set_defaults(command=_predict)
 
     show = commands.add_parser("list", help="show the notebooks and their parameters")
     show.set_defaults(command=_list)
@@ -174,6 +183,31 @@ def _data(arguments: argparse.Namespace) -> int:
 
     print(prepare_dataset(_config(arguments)))
     return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from fgvclib import inference  # imports torch
+    from fgvclib.files import atomic_path, write_json
+
+    kept = {path.resolve() for path in [*arguments.photos, arguments.checkpoint]}
+    for path in (arguments.csv, arguments.json):
+        if path and path.resolve() in kept:
+            raise ValueError(f"{path} is a photo or the checkpoint; choose another name for the table.")
+    recogniser = inference.Recogniser(arguments.checkpoint)
+    rows, failures = inference.recognise_files(recogniser, arguments.photos, arguments.output)
+    table = pd.DataFrame(rows)
+    if rows:
+        print(table.drop(columns="drawing").to_string(index=False, formatters={"probability": "{:.1%}".format}))
+    if arguments.csv:
+        with atomic_path(arguments.csv) as temporary:
+            table.to_csv(temporary, index=False)
+    if arguments.json:
+        write_json(arguments.json, rows)
+    for sentence in [*recogniser.remarks(), *failures]:
+        print(sentence, file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -261,7 +261,16 @@ class _LazyPixels:
 
     def __getitem__(self, index: int) -> np.ndarray:
         with _open_photo(self.paths[index]) as photo:
-            return np.asarray(photo.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR))
+            return np.asarray(_square(photo.convert("RGB"), self.size))
+
+
+def to_input(photo: Image.Image, config: Config) -> Tensor:
+    """An RGB photo of any size → what the system gets of it at test time: a normalised square (3, S, S)."""
+    return _transform(config, augment=False)(_square(photo, config.image_size))
+
+
+def _square(photo: Image.Image, size: int) -> Image.Image:
+    return photo.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _transform(config: Config, augment: bool) -> v2.Transform:
