@@ -1,0 +1,175 @@
+"""Photos of every kind become upright RGB, or one sentence."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from fgvclib import photos
+from fgvclib.photos import open_photo
+
+RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (99, 99, 99)
+# The upright photo, 3 wide and 2 high, and how its pixels are stored for each EXIF orientation (EXIF 2.3, table 6:
+# where row 0 and column 0 of what is stored lie in the photo).
+UPRIGHT = np.array([[RED, GREEN, BLUE], [GREY, RED, GREY]], dtype=np.uint8)
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],  # top, right
+    3: UPRIGHT[::-1, ::-1],  # bottom, right
+    4: UPRIGHT[::-1],  # bottom, left
+    5: UPRIGHT.swapaxes(0, 1),  # left, top
+    6: UPRIGHT.swapaxes(0, 1)[::-1],  # right, top
+    7: UPRIGHT.swapaxes(0, 1)[::-1, ::-1],  # right, bottom
+    8: UPRIGHT.swapaxes(0, 1)[:, ::-1],  # left, bottom
+}
+
+
+def with_exif(path: Path, pixels: np.ndarray, orientation: int, **more) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif, **more)
+    return path
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_every_exif_orientation_is_turned_upright(tmp_path, orientation):
+    """The rule of the table by hand for the two turns that phones make: orientation 6 is stored turned left."""
+    stored = STORED[orientation]
+    if orientation == 6:
+        assert stored[0].tolist() == [list(BLUE), list(GREY)]  # row 0 is the right side, from the top
+    if orientation == 8:
+        assert stored[0].tolist() == [list(GREY), list(RED)]  # row 0 is the left side, from the bottom
+    photo = open_photo(with_exif(tmp_path / "photo.png", np.ascontiguousarray(stored), orientation))
+    assert np.array_equal(np.asarray(photo), UPRIGHT)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_unknown_orientation_is_left_alone(tmp_path, orientation):
+    photo = open_photo(with_exif(tmp_path / "photo.png", UPRIGHT, orientation))
+    assert np.array_equal(np.asarray(photo), UPRIGHT)
+
+
+def test_malformed_exif_does_not_stop_the_photo(tmp_path):
+    """The fields of an image editor, written as another type than they are: ImageOps.exif_transpose fails on them."""
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 3, 72.0
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 16, axis=1).repeat(16, axis=0)).save(path, exif=exif)
+    raw = path.read_bytes()
+    at = raw.index(b"\x01\x1a\x00\x05")  # XResolution, a rational number
+    path.write_bytes(raw[: at + 2] + b"\x00\x02" + raw[at + 4 :])  # as text
+    with pytest.raises(TypeError):
+        ImageOps.exif_transpose(Image.open(path))
+    photo = open_photo(path)  # stored black on the left, and turned by 180 degrees
+    assert photo.getpixel((3, 3))[0] > 200 and photo.getpixel((28, 3))[0] < 55
+
+
+def save(path: Path, pixels, mode=None, **options) -> Path:
+    picture = Image.fromarray(np.asarray(pixels))
+    (picture.convert(mode) if mode else picture).save(path, **options)
+    return path
+
+
+def test_transparent_parts_are_white(tmp_path):
+    pixels = np.array([[(0, 0, 0, 0), (0, 0, 0, 255), (255, 0, 0, 51)]], dtype=np.uint8)
+    (row,) = np.asarray(open_photo(save(tmp_path / "alpha.png", pixels))).tolist()
+    assert row == [[255, 255, 255], [0, 0, 0], [255, 204, 204]]  # a fifth of red over white: 255 - 51
+
+
+def test_transparent_palette_colour_is_white(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.save(tmp_path / "palette.png", transparency=0)
+    assert np.asarray(open_photo(tmp_path / "palette.png")).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
+def test_sixteen_bits_become_eight_and_are_not_clipped(tmp_path):
+    path = save(tmp_path / "deep.png", np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16))
+    assert Image.open(path).mode.startswith("I")
+    assert np.asarray(open_photo(path))[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
+
+
+def test_grey_is_three_equal_channels(tmp_path):
+    path = save(tmp_path / "grey.jpg", np.full((8, 8), 77, dtype=np.uint8))
+    assert Image.open(path).mode == "L"
+    assert set(np.asarray(open_photo(path)).ravel().tolist()) == {77}
+
+
+@pytest.mark.parametrize("options", [{"mode": "CMYK"}, {"progressive": True}, {}], ids=["cmyk", "progressive", "plain"])
+def test_kinds_of_jpeg_have_the_same_colours(tmp_path, options):
+    pixels = np.full((16, 24, 3), (200, 60, 20), dtype=np.uint8)
+    path = save(tmp_path / "photo.jpg", pixels, quality=95, **options)
+    photo = open_photo(path)
+    assert (photo.mode, photo.size) == ("RGB", (24, 16))
+    assert np.abs(np.asarray(photo).astype(int) - pixels).max() <= 4
+
+
+def test_photo_of_one_pixel(tmp_path):
+    assert open_photo(save(tmp_path / "dot.png", np.array([[[1, 2, 3]]], dtype=np.uint8))).getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_photo_of_200_megapixels_is_opened_and_of_more_than_300_refused(tmp_path, monkeypatch):
+    """Pillow's own limit is 179 million. The limit is moved to small photos here, and was measured with large ones."""
+    assert 200_000_000 < 2 * Image.MAX_IMAGE_PIXELS == 300_000_000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    assert open_photo(save(tmp_path / "large.png", np.zeros((9, 11, 3), dtype=np.uint8))).size == (11, 9)
+    with pytest.raises(OSError, match=r"larger.png has more than 100 pixels; make it smaller\."):
+        open_photo(save(tmp_path / "larger.png", np.zeros((9, 12, 3), dtype=np.uint8)))
+
+
+# --- what can not be opened
+
+
+def truncated(path: Path) -> None:
+    Image.effect_noise((64, 64), 90).save(path, format="JPEG")
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def broken_png(path: Path) -> None:
+    Image.effect_noise((64, 64), 90).save(path, format="PNG")
+    raw = bytearray(path.read_bytes())
+    raw[45:60] = bytes(15)
+    path.write_bytes(raw)
+
+
+FAULTS = {
+    "missing": (lambda path: None, "does not exist; check the path."),
+    "folder": (lambda path: path.mkdir(), "is a folder; give the photos in it."),
+    "empty": (lambda path: path.write_bytes(b""), "is empty; copy it again."),
+    "text": (lambda path: path.write_text("no photo"), "is no photo in a format that is known here; save it as JPEG"),
+    "truncated": (truncated, "can not be read as a photo (image file is truncated"),
+    "broken PNG": (broken_png, "can not be read as a photo ("),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_no_photo_gets_one_sentence(tmp_path, fault):
+    make, sentence = FAULTS[fault]
+    make(tmp_path / "photo.jpg")
+    with pytest.raises(OSError) as caught:
+        open_photo(tmp_path / "photo.jpg")
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'photo.jpg'} {sentence}")
+    assert text.endswith(".") and "\n" not in text
+
+
+def heic(path: Path) -> Path:
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    return path
+
+
+def test_heic_without_its_package_says_what_to_install(tmp_path):
+    with pytest.raises(OSError, match="photo.heic is a HEIC photo; `pip install pillow-heif` makes it readable, or"):
+        open_photo(heic(tmp_path / "photo.heic"))
+
+
+def test_heic_package_is_used_where_it_is_installed(monkeypatch):
+    called = []
+    plugin = SimpleNamespace(register_heif_opener=lambda: called.append(True))
+    monkeypatch.setattr(photos, "find_spec", lambda name: name == "pillow_heif")
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    photos._register_heif.__wrapped__()
+    assert called == [True]
