@@ -71,9 +71,11 @@ def _tensor(table: pd.DataFrame, columns: list[str]) -> torch.Tensor:
 def summarise(predictions: pd.DataFrame) -> dict[str, float]:
     """Table of `predict` → accuracy in [0, 1] and the scores of `localisation_scores`; teacher_* where it was asked.
 
-    Without true boxes the localisation scores are NaN.
+    Boxes are scored over the photos that have a true one; without any, accuracy is the only score.
     """
     correct = predictions["prediction"] == predictions["label"]
+    if predictions["iou"].isna().all():
+        return {"accuracy": float(correct.mean())}
     summary = {"accuracy": float(correct.mean()), **localisation_scores(predictions["iou"], correct)}
     if "teacher_iou" in predictions:
         scores = localisation_scores(predictions["teacher_iou"])

@@ -38,7 +38,7 @@ def open_photo(path: Path | str) -> Image.Image:
             turn = UPRIGHT.get(photo.getexif().get(ORIENTATION))
             photo = to_rgb(photo)
     except Exception as error:  # decoders raise many kinds for damaged files
-        raise OSError(f"{path} {_reason(path, error)}") from error
+        raise OSError(_sentence(Path(path), error)) from error
     # Not ImageOps.exif_transpose, which also writes the other EXIF fields anew and fails where one is malformed.
     return photo if turn is None else photo.transpose(turn)
 
@@ -61,26 +61,26 @@ def to_rgb(photo: Image.Image) -> Image.Image:
     return photo.convert("RGB")
 
 
-def _reason(path: Path | str, error: Exception) -> str:
-    """The rest of the sentence that starts with the path: what is wrong and what to do."""
-    path = Path(path)
+def _sentence(path: Path, error: Exception) -> str:
+    """What is wrong with the file at `path`, and what to do."""
+    reason, remedy = str(error), "restore or remove it"
     if isinstance(error, FileNotFoundError):
-        return "does not exist; check the path."
-    if path.is_dir():
-        return "is a folder; give the photos in it."
-    if isinstance(error, PermissionError):
-        return "can not be read: permission denied."
-    if isinstance(error, Image.DecompressionBombError):
-        return f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller."
-    if isinstance(error, UnidentifiedImageError):
-        if path.stat().st_size == 0:
-            return "is empty; copy it again."
-        if _is_heif(path):
-            return "is a HEIC photo; `pip install pillow-heif` makes it readable, or save it as JPEG."
-        return "is no photo in a format that is known here; save it as JPEG or PNG."
-    if isinstance(error, MemoryError):
-        return "does not fit into the memory; make it smaller."
-    return f"can not be read as a photo ({error}); restore or remove it."
+        reason, remedy = "there is no such file", "check the path"
+    elif path.is_dir():
+        reason, remedy = "it is a folder", "give the photos in it"
+    elif isinstance(error, PermissionError):
+        reason, remedy = "permission denied", "change its permissions"
+    elif isinstance(error, Image.DecompressionBombError):
+        reason, remedy = f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels", "make it smaller"
+    elif isinstance(error, MemoryError):
+        reason, remedy = "it does not fit into the memory", "make it smaller"
+    elif isinstance(error, UnidentifiedImageError) and path.stat().st_size == 0:
+        reason = "it is empty"
+    elif isinstance(error, UnidentifiedImageError) and _is_heif(path):
+        reason, remedy = "HEIC needs the package pillow-heif", "install that with pip, or save the photo as JPEG"
+    elif isinstance(error, UnidentifiedImageError):
+        reason, remedy = "its format is not known here", "save it as JPEG or PNG"
+    return f"{path} can not be read as a photo ({reason}); {remedy}."
 
 
 def _is_heif(path: Path) -> bool:

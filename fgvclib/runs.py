@@ -5,7 +5,6 @@ photos over the epochs), predictions.csv (one row per test photo) and metrics.js
 done. The test split is evaluated once, at the end.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,11 +96,11 @@ def _train(run: Run, announce: Callable[[str], None]) -> None:
 
 def describe_epoch(record: dict, epochs: int) -> str:
     """One line for the log: `epoch 3/10  loss 2.31  train 54.2 %  validation 51.0 %  IoU 0.46  13 s`."""
-    iou = record["validation_mean_iou"]
+    iou = f"IoU {record['validation_mean_iou']:.2f}  " if "validation_mean_iou" in record else ""
     return (
         f"epoch {record['epoch']}/{epochs}  loss {record['train_total']:.3f}  "
         f"train {record['train_accuracy']:.1%}  validation {record['validation_accuracy']:.1%}  "
-        f"{'no true boxes' if math.isnan(iou) else f'IoU {iou:.2f}'}  {record['seconds']:.0f} s"
+        f"{iou}{record['seconds']:.0f} s"
     )
 
 

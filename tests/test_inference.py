@@ -159,8 +159,8 @@ def test_what_fails_gets_a_sentence_and_the_others_are_predicted(photo, checkpoi
     out, err = capsys.readouterr()
     assert str(photo) in out and "gone" not in out
     assert err.splitlines() == [
-        f"{tmp_path / 'gone.jpg'} does not exist; check the path.",
-        f"{tmp_path / 'note.jpg'} is no photo in a format that is known here; save it as JPEG or PNG.",
+        f"{tmp_path / 'gone.jpg'} can not be read as a photo (there is no such file); check the path.",
+        f"{tmp_path / 'note.jpg'} can not be read as a photo (its format is not known here); save it as JPEG or PNG.",
     ]
     assert predict(tmp_path / "gone.jpg", "--checkpoint", checkpoint) == 1  # nothing at all
     assert capsys.readouterr().out == ""

@@ -60,8 +60,8 @@ def test_epochs_line_is_readable():
               "validation_mean_iou": 0.456, "seconds": 12.6}  # fmt: skip
     expected = "epoch 3/10  loss 2.315  train 54.2%  validation 51.0%  IoU 0.46  13 s"
     assert describe_epoch(record, 10) == expected
-    without = describe_epoch(record | {"validation_mean_iou": float("nan")}, 10)
-    assert without == "epoch 3/10  loss 2.315  train 54.2%  validation 51.0%  no true boxes  13 s"
+    del record["validation_mean_iou"]  # a data set without true boxes
+    assert describe_epoch(record, 10) == expected.replace("IoU 0.46  ", "")
 
 
 def test_second_call_loads_without_training(tiny, splits, finished, monkeypatch):
