@@ -56,6 +56,13 @@ def test_table3_keeps_published_and_measured_apart(results):
     assert table.loc[~paper, "measured_synthbirds"].notna().all()
 
 
+def test_localisation_is_scored_beside_what_needs_no_image(results):
+    table = pd.read_csv(results / "localisation.csv").set_index("localiser")
+    assert {"End-to-end, crop", "End-to-end, teacher's box", "centre box 0.7", "whole image"} < set(table.index)
+    measured = table[table["seeds"].notna()]
+    assert (measured["seeds"] == "0 1").all() and measured["box_acc_mean"].between(0, 1).all()
+
+
 def test_figures_metrics_and_manifest_are_there(results):
     assert len(list((results / "figures").glob("*.png"))) >= 10
     assert {"table1", "end_to_end", "ablation", "comparison"} <= set(json.loads((results / "metrics.json").read_text()))
