@@ -28,17 +28,17 @@ def create_backbone(tag: str, pretrained: bool = True, output_stride: int = 32) 
 
 
 class Stem(nn.Module):
-    """A backbone up to its last stage of stride 4 (ResNet-50: stem + layer1): (B, 3, H, W) → (B, C, H/4, W/4).
+    """A backbone up to its last stage of a stride, 4 for ResNet-50's stem + layer1: (B, 3, H, W) → (B, C, H/4, W/4).
 
     `num_features` is C. Raises ValueError where the backbone has no such stage.
     """
 
-    def __init__(self, tag: str, pretrained: bool = True):
+    def __init__(self, tag: str, pretrained: bool = True, stride: int = 4):
         super().__init__()
         backbone = create_backbone(tag, pretrained)
-        stages = [i for i, stage in enumerate(backbone.feature_info) if stage["reduction"] == 4]
+        stages = [i for i, stage in enumerate(backbone.feature_info) if stage["reduction"] == stride]
         if not stages:
-            raise ValueError(f"{tag} has no stage of stride 4; choose another AttNet backbone.")
+            raise ValueError(f"{tag} has no stage of stride {stride}; choose another attnet_stride or attnet_backbone.")
         self.stage = stages[-1]
         self.num_features = backbone.feature_info[self.stage]["num_chs"]
         backbone.prune_intermediate_layers([self.stage], prune_norm=True, prune_head=True)

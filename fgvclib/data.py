@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from fgvclib import synthbirds
@@ -25,6 +26,7 @@ from fgvclib.backbones import normalisation
 from fgvclib.config import Config, data_root
 
 BOX = ["x1", "y1", "x2", "y2"]
+CROP = [f"crop_{corner}" for corner in BOX]  # of photos that are cut before training: see fixed_boxes.py
 INDEX_FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt")
 CACHE_LIMIT = 4 * 2**30  # bytes of decoded photos to keep in memory
 DECODING_THREADS = 8
@@ -71,8 +73,12 @@ def load_splits(config: Config) -> Splits:
     photos, class_names = read_cub(prepare_dataset(config), config.num_classes)
     is_train = photos.pop("is_train")
     fit, validation = _set_aside(photos[is_train], config.validation_fraction)
+    if config.fixed_box == "oracle":
+        fit = _with_relative_boxes(fit)  # the one row that is told where the bird is; see fixed_boxes.py
+    else:
+        fit = fit.drop(columns=BOX).reset_index(drop=True)
     return Splits(
-        train=fit.drop(columns=BOX).reset_index(drop=True),
+        train=fit,
         validation=_with_relative_boxes(validation),
         test=_with_relative_boxes(photos[~is_train]),
         class_names=class_names,
@@ -183,28 +189,44 @@ def dataset_checksum(config: Config) -> str:
 class PhotoDataset(Dataset):
     """Photos as normalised squares. Item → {"image": (3, S, S), "label": int, "index": row of the table}.
 
+    With `maps` (N, 1, n, n) in [0, 1], an item has its "teacher_map" (1, n, n) too, turned and mirrored with the image.
+    Photos whose table has the columns `CROP` are cut there first.
+
     With `augment`, item `epoch * len + i` is photo i as that epoch sees it: the random numbers depend on seed, epoch
     and photo alone, so that neither the number of workers nor an interruption changes what is trained on.
     """
 
-    def __init__(self, photos: pd.DataFrame, config: Config, augment: bool = False, seed: int = 0):
+    def __init__(
+        self, photos: pd.DataFrame, config: Config, augment: bool = False, seed: int = 0, maps: Tensor | None = None
+    ):
         self.labels = photos["label"].tolist()
         self.pixels = load_pixels(tuple(photos["path"]), config.image_size)
+        self.crops = photos[CROP].to_numpy() * config.image_size if CROP[0] in photos else None
+        self.maps = maps
         self.seed = seed
         self.augment = augment
-        self.transform = _transform(config, augment)
+        self.move = _geometric_augmentation(config) if augment else v2.Identity()
+        self.colour = _colour_transform(config, augment)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, item: int) -> dict:
         epoch, index = divmod(item, len(self))
-        image = Image.fromarray(self.pixels[index])
+        image = self._photo(index)
+        teacher_map = [] if self.maps is None else [tv_tensors.Image(self.maps[index])]
         with torch.random.fork_rng(devices=[], enabled=self.augment):
             if self.augment:
                 torch.manual_seed(_mix(self.seed, epoch, index))
-            image = self.transform(image)
-        return {"image": image, "label": self.labels[index], "index": index}
+            image, *teacher_map = self.move([image, *teacher_map])
+            item = {"image": self.colour(image), "label": self.labels[index], "index": index}
+        return item if self.maps is None else item | {"teacher_map": teacher_map[0].as_subclass(Tensor)}
+
+    def _photo(self, index: int) -> Image.Image:
+        photo = Image.fromarray(self.pixels[index])
+        if self.crops is None:
+            return photo
+        return photo.resize(photo.size, Image.Resampling.BILINEAR, box=tuple(self.crops[index]))
 
 
 class EpochSampler(Sampler):
@@ -221,17 +243,22 @@ class EpochSampler(Sampler):
         return iter((self.epoch * self.length + order).tolist())
 
 
-def training_loader(photos: pd.DataFrame, config: Config, seed: int) -> tuple[DataLoader, EpochSampler]:
+def training_loader(
+    photos: pd.DataFrame, config: Config, seed: int, maps: Tensor | None = None
+) -> tuple[DataLoader, EpochSampler]:
     """Augmented batches; a last batch that is not full is left out (BatchNorm can not work on a single image)."""
-    dataset = PhotoDataset(photos, config, augment=True, seed=seed)
+    dataset = PhotoDataset(photos, config, augment=True, seed=seed, maps=maps)
     sampler = EpochSampler(len(dataset), seed)
     drop_last = len(dataset) > config.batch_size
     return _loader(dataset, config, sampler=sampler, drop_last=drop_last), sampler
 
 
-def evaluation_loader(photos: pd.DataFrame, config: Config) -> DataLoader:
-    """Every photo once, in the table's order, resized and normalised."""
-    return _loader(PhotoDataset(photos, config), config)
+def evaluation_loader(
+    photos: pd.DataFrame, config: Config, maps: Tensor | None = None, image_size: int | None = None
+) -> DataLoader:
+    """Every photo once, in the table's order, resized (to `image_size` where it is given) and normalised."""
+    sized = replace(config, image_size=image_size or config.image_size)
+    return _loader(PhotoDataset(photos, sized, maps=maps), config)
 
 
 def _loader(dataset: Dataset, config: Config, **options) -> DataLoader:
@@ -273,23 +300,22 @@ def _square(photo: Image.Image, size: int) -> Image.Image:
     return photo.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _transform(config: Config, augment: bool) -> v2.Transform:
-    mean, std = normalisation(config.backbone)
+def _geometric_augmentation(config: Config) -> v2.Transform:
+    """Turns and mirrors an image, and a map with it; outside the image is the mean colour, outside the map zero."""
+    mean, _ = normalisation(config.backbone)
+    fill = {Image.Image: [round(255 * channel) for channel in mean], tv_tensors.Image: [0.0]}
+    turn = v2.RandomRotation(20, interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
+    return v2.Compose([turn, v2.RandomHorizontalFlip()])
+
+
+def _colour_transform(config: Config, augment: bool) -> v2.Transform:
+    """PIL image → normalised tensor, with colours jittered where `augment` asks for it."""
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    normalise = [v2.Normalize(mean, std)]
+    normalise = [v2.Normalize(*normalisation(config.backbone))]
     if not augment:
         return v2.Compose([*to_tensor, *normalise])
-    fill = [round(255 * channel) for channel in mean]  # corners that a rotation leaves empty are zero when normalised
-    return v2.Compose(
-        [
-            v2.RandomRotation(20, interpolation=v2.InterpolationMode.BILINEAR, fill=fill),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
-            *to_tensor,
-            Lighting(0.1),
-            *normalise,
-        ]
-    )
+    jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
+    return v2.Compose([jitter, *to_tensor, Lighting(0.1), *normalise])
 
 
 class Lighting(v2.Transform):

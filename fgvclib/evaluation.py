@@ -5,12 +5,13 @@ box has at least the IoU d with the true one; theirs is the best over all thresh
 while ours has the one box that the system crops. A photo without a true box has the IoU NaN and counts in no box score.
 """
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fgvclib.data import BOX
+from fgvclib.data import BOX, CROP
 from fgvclib.geometry import attention_to_box, box_iou, centre_box, theta_to_box
 from fgvclib.model import EndToEndModel
 
@@ -36,7 +37,8 @@ def predict(
         probability, prediction = output.logits.softmax(dim=1).max(dim=1)
         columns = [batch["index"], prediction, probability, *theta_to_box(output.theta).clamp(0, 1).unbind(1)]
         if teacher_threshold is not None:
-            columns += attention_to_box(model.teacher_map(images), teacher_threshold).unbind(1)
+            found = batch["teacher_map"] if "teacher_map" in batch else model.teacher_map(images)
+            columns += attention_to_box(found, teacher_threshold).unbind(1)
         parts.append(torch.stack([column.cpu().double() for column in columns], dim=1))
     names = ["index", "prediction", "probability", *named_box("box")]
     names += named_box("teacher") if teacher_threshold is not None else []
@@ -51,6 +53,8 @@ def named_box(prefix: str) -> list[str]:
 def _score(photos: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """Join predictions to the photos' labels and true boxes."""
     predicted = predicted.astype({"index": int, "prediction": int}).set_index("index").sort_index()
+    if CROP[0] in photos:
+        predicted[named_box("box")] = _within(photos[CROP].to_numpy(), predicted[named_box("box")].to_numpy())
     table = photos[["image_id", "path", "label", *BOX]].join(predicted)
     table["iou"] = iou_with_true(table, _tensor(table, named_box("box")))
     if "teacher_x1" in table:
@@ -62,6 +66,12 @@ def iou_with_true(photos: pd.DataFrame, boxes: torch.Tensor) -> pd.Series:
     """IoU of every photo's true box x1 … y2 with one of `boxes` (N, 4); NaN where the photo has no true box."""
     iou = pd.Series(box_iou(_tensor(photos, BOX), boxes).numpy(), index=photos.index)
     return iou.where(photos[BOX].notna().all(axis=1))
+
+
+def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) that are given in fractions of other boxes (N, 4), in fractions of the photo."""
+    low, side = outer[:, :2], outer[:, 2:] - outer[:, :2]
+    return np.hstack([low + inner[:, :2] * side, low + inner[:, 2:] * side])
 
 
 def _tensor(table: pd.DataFrame, columns: list[str]) -> torch.Tensor:

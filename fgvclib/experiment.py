@@ -9,9 +9,11 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from fgvclib.bounds import BOUNDS
 from fgvclib.config import Config, load_config, results_folder
 from fgvclib.data import Splits, load_splits
 from fgvclib.files import atomic_path, read_json, write_json
+from fgvclib.fixed_boxes import with_fixed_boxes
 from fgvclib.runs import Run, train_or_load
 from fgvclib.table2 import ROWS
 
@@ -38,18 +40,24 @@ class Experiment:
         return load_splits(self.config)
 
     def row_config(self, row: str) -> Config:
-        """Configuration of a row of Table 2 (a key of `table2.ROWS`), or of "setting 2"."""
+        """Configuration of a row: a key of `table2.ROWS` or `bounds.BOUNDS`, or "setting 2"."""
         if row == SETTING_2:
             setting = {"backbone": self.config.setting2_backbone, "embedding_dim": self.config.setting2_embedding_dim}
             return replace(self.config, **setting)
-        if row not in ROWS:
-            raise ValueError(f"{row!r} is no row of Table 2; the rows are {', '.join(ROWS)}, and {SETTING_2!r}.")
-        return replace(self.config, **ROWS[row])
+        rows = ROWS | BOUNDS
+        if row not in rows:
+            raise ValueError(f"{row!r} is no row; the rows are {', '.join(rows)}, and {SETTING_2!r}.")
+        return replace(self.config, **rows[row])
 
     def run(self, row: str, seed: int | None = None) -> Run:
         """The run of a row with a seed (the first one where none is given), trained if it is not there yet."""
         seed = self.seeds[0] if seed is None else seed
-        return train_or_load(self.row_config(row), self.splits, seed, self._run_folder(row, seed))
+        return train_or_load(self.row_config(row), self._splits_of(row), seed, self._run_folder(row, seed))
+
+    def _splits_of(self, row: str) -> Splits:
+        """Tables of the row: photos that are cut before training carry where."""
+        config = self.row_config(row)
+        return self.splits if config.fixed_box == "none" else with_fixed_boxes(load_splits(config), config)
 
     def has_run(self, row: str, seed: int | None = None) -> bool:
         """Whether the run of a row is there already, so that `run` loads it without training."""

@@ -27,6 +27,17 @@ def theta_to_box(theta: Tensor) -> Tensor:
     return torch.cat([centre - scale + 1, centre + scale + 1], dim=-1) / 2
 
 
+def widen(theta: Tensor, margin: float) -> Tensor:
+    """theta (B, 4) of a box → of the box that is wider and higher by the share `margin`, cut at the image (ours).
+
+    A margin of 0 changes nothing, not even a theta that reaches beyond the image.
+    """
+    if margin == 0:
+        return theta
+    wider = torch.cat([theta[..., :2] * (1 + margin), theta[..., 2:]], dim=-1)
+    return box_to_theta(theta_to_box(wider).clamp(0, 1))
+
+
 def crop(images: Tensor, theta: Tensor, size: int) -> Tensor:
     """Differentiable crop by bilinear sampling (spatial transformer; paper, section 2).
 

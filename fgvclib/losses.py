@@ -130,8 +130,14 @@ class EndToEndLoss(nn.Module):
         if self.needs_teacher:
             if teacher_map is None:
                 raise ValueError("lambda_att or lambda_aff is above 0, but no teacher map was given.")
-            target = box_to_theta(attention_to_box(teacher_map, self.threshold))  # theta_tau, (B, 4)
-            terms["attention"] = self.lambda_att * F.smooth_l1_loss(output.attention, teacher_map)
-            terms["affine"] = self.lambda_aff * F.smooth_l1_loss(output.theta, target)
+            terms |= self.local_terms(output.attention, output.theta, teacher_map)
         terms["total"] = sum(terms.values())
         return terms
+
+    def local_terms(self, attention: Tensor, theta: Tensor, teacher_map: Tensor) -> dict[str, Tensor]:
+        """A and M (B, 1, n, n), theta (B, 4) → the weighted local losses of equations 2 and 7."""
+        target = box_to_theta(attention_to_box(teacher_map, self.threshold))  # theta_tau, (B, 4)
+        return {
+            "attention": self.lambda_att * F.smooth_l1_loss(attention, teacher_map),
+            "affine": self.lambda_aff * F.smooth_l1_loss(theta, target),
+        }

@@ -17,6 +17,7 @@ from fgvclib.data import BOX, Splits, evaluation_loader
 from fgvclib.evaluation import predict, summarise
 from fgvclib.files import atomic_path, read_json, write_json
 from fgvclib.model import EndToEndModel, build_model
+from fgvclib.teacher_maps import teacher_maps
 from fgvclib.training import read_checkpoint, train
 
 
@@ -105,7 +106,9 @@ def describe_epoch(record: dict, epochs: int) -> str:
 
 
 def _evaluate(run: Run) -> dict[str, float]:
-    loader = evaluation_loader(run.splits.test, run.config)
+    fixed = run.config.teacher_weights == "imagenet"
+    maps = teacher_maps(run.splits.test, run.config) if fixed else None
+    loader = evaluation_loader(run.splits.test, run.config, maps)
     predictions = predict(run.model, loader, run.splits.test, teacher_threshold=run.config.threshold)
     _write_csv(run.folder / "predictions.csv", predictions.drop(columns="path"))
     return summarise(predictions)

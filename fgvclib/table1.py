@@ -27,7 +27,7 @@ from fgvclib.geometry import attention_to_box, box_iou, box_to_theta, theta_to_b
 from fgvclib.model import EndToEndModel
 from fgvclib.paper import paper_table
 from fgvclib.progress import progress
-from fgvclib.teacher import Teacher
+from fgvclib.teacher import build_teacher
 
 BATCH_SIZE = 256
 RESNET_BATCH_SIZE = 32  # a ResNet's step costs many times that of the others
@@ -44,8 +44,7 @@ def export_maps(model: EndToEndModel, splits: Splits, config: Config, path: Path
     The photos enter at the size that gives a map of `map_size` cells without resizing. The validation photos count as
     training photos here: nothing is chosen on these maps.
     """
-    stride = config.teacher_output_stride
-    teacher = Teacher(config.backbone, config.map_size * stride, stride, config.map_size)
+    teacher = build_teacher(config, size=config.map_size * config.teacher_output_stride)
     fit_photos = pd.concat([splits.train, splits.validation], ignore_index=True)
     augmented = PhotoDataset(fit_photos, config, augment=True)
     views = Subset(augmented, range(config.table1_views * len(augmented)))  # item = epoch * len + photo

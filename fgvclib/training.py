@@ -3,14 +3,15 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim import SGD
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from fgvclib.config import Config, training_values
 from fgvclib.data import Splits, evaluation_loader, training_loader
@@ -19,8 +20,10 @@ from fgvclib.files import atomic_path
 from fgvclib.losses import EmbeddingLoss, EndToEndLoss
 from fgvclib.model import EndToEndModel, build_model
 from fgvclib.progress import progress
+from fgvclib.teacher_maps import teacher_maps
 
 CHECKPOINT_FORMAT = 2  # 2 has the class names, so that a checkpoint alone can name what it sees
+LOCALISATION_ALONE_RATE = 0.002  # of Adam
 WATCHED = 8  # photos whose boxes are recorded after every epoch
 
 
@@ -41,10 +44,14 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     optimiser = build_optimiser(model, config)
     drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
     schedule = MultiStepLR(optimiser, drops, gamma=config.lr_drop)
-    loader, sampler = training_loader(splits.train, config, seed)
+    fixed_teacher = criterion.needs_teacher and config.teacher_weights == "imagenet"
+    maps = teacher_maps(splits.train, config) if fixed_teacher else None
+    loader, sampler = training_loader(splits.train, config, seed, maps)
     validation_loader = evaluation_loader(splits.validation, config)
     history = resume(checkpoint, config, seed, model, criterion, optimiser, schedule)
     yield from history
+    if not history:
+        train_localisation(model, criterion, splits, maps, config, seed)
     model, criterion, optimiser, loader = accelerator.prepare(model, criterion, optimiser, loader)
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
@@ -64,6 +71,33 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
         yield record
 
 
+def train_localisation(
+    model: EndToEndModel, criterion: EndToEndLoss, splits: Splits, maps: Tensor | None, config: Config, seed: int
+) -> None:
+    """Train AttNet and AffNet alone on the maps of a fixed teacher for `localisation_epochs` (ours).
+
+    The photos are loaded at AttNet's 64 pixels, which makes an epoch cheaper by an order of magnitude than one of the
+    classifier. Adam with cosine decay: nothing here has to match the classifier's schedule. Without maps, or where both
+    local losses are off, there is nothing to learn from.
+    """
+    if config.localisation_epochs == 0 or maps is None:
+        return
+    small = replace(config, image_size=model.attnet.input_size)
+    loader, sampler = training_loader(splits.train, small, seed, maps)
+    optimiser = Adam(model.localisation_parameters(), LOCALISATION_ALONE_RATE)
+    schedule = CosineAnnealingLR(optimiser, config.localisation_epochs * len(loader))
+    model.train()
+    for sampler.epoch in progress(range(config.localisation_epochs), "AttNet and AffNet alone"):
+        for batch in loader:
+            attention, theta = model.localisation(batch["image"])
+            terms = criterion.local_terms(attention, theta, batch["teacher_map"])
+            check_finite(terms)
+            optimiser.zero_grad()
+            sum(terms.values()).backward()
+            optimiser.step()
+            schedule.step()
+
+
 def train_one_epoch(
     model: EndToEndModel,
     criterion: EndToEndLoss,
@@ -78,7 +112,9 @@ def train_one_epoch(
     count = 0
     for batch in progress(loader, "training"):
         images, labels = batch["image"], batch["label"]
-        teacher_map = model.teacher_map(images) if criterion.needs_teacher else None
+        teacher_map = batch.get("teacher_map")
+        if teacher_map is None and criterion.needs_teacher:
+            teacher_map = model.teacher_map(images)
         output = model(images)
         terms = criterion(output, labels, teacher_map)
         check_finite(terms)

@@ -1,0 +1,51 @@
+"""Maps of a teacher that never changes, computed once per photo and kept on disk (ours).
+
+The paper's teacher is the network in training: a second pass through the classifier in every step. An ImageNet network
+gives every photo the same map for ever, which then only has to move with the photo's augmentation.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fgvclib.config import Config, results_root
+from fgvclib.data import evaluation_loader
+from fgvclib.files import atomic_path
+from fgvclib.progress import progress
+from fgvclib.teacher import build_teacher
+
+TEACHER_KEYS = ("backbone", "teacher_size", "teacher_output_stride", "teacher_layer", "teacher_mean", "map_size")
+
+
+def teacher_maps(photos: pd.DataFrame, config: Config) -> Tensor:
+    """Maps (N, 1, n, n) in [0, 1] of the photos as they are, in the table's order.
+
+    Stored in `results/teacher_maps/` under a name that changes with the teacher, and with the photos' paths, sizes and
+    dates. Raises ValueError where the configured teacher is the live one, whose maps change.
+    """
+    if config.teacher_weights != "imagenet":
+        raise ValueError("teacher_weights is 'live': such a teacher has no fixed maps; choose 'imagenet'.")
+    path = results_root() / "teacher_maps" / f"{_key(photos, config)}.npy"
+    if not path.exists():
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, _compute(photos, config).numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def _compute(photos: pd.DataFrame, config: Config) -> Tensor:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher, no_live_network = build_teacher(config), nn.Module()
+    loader = evaluation_loader(photos, config, image_size=config.teacher_size)
+    batches = progress(loader, "teacher maps")
+    return torch.cat([teacher(no_live_network, batch["image"].to(device)).cpu() for batch in batches])
+
+
+def _key(photos: pd.DataFrame, config: Config) -> str:
+    files = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in photos["path"]]
+    text = json.dumps([[getattr(config, name) for name in TEACHER_KEYS], files])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
