@@ -13,6 +13,7 @@ from fgvclib.geometry import (
     crop,
     min_max_normalise,
     theta_to_box,
+    widen,
 )
 
 IDENTITY = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
@@ -229,3 +230,22 @@ def test_centre_box_has_the_given_side_and_the_images_centre():
     boxes = centre_box(3, 0.7)
     assert boxes.tolist() == [pytest.approx([0.15, 0.15, 0.85, 0.85])] * 3
     assert centre_box(1, 1.0).tolist() == [[0, 0, 1, 1]]
+
+
+# --- the margin around a crop
+
+
+def test_widen_grows_the_box_around_its_centre_and_stops_at_the_image():
+    theta = torch.tensor([[0.5, 0.2, 0.1, 0.0], [0.4, 0.4, 0.5, -0.8]])
+    found = theta_to_box(widen(theta, 0.5)).numpy()
+    # x from 0.05 to 0.55 wide 0.5, y 0.4 to 0.6: 0.75 and 0.3 wide; the second is cut at the right and upper edge
+    assert found[0] == pytest.approx([0.55 - 0.375, 0.5 - 0.15, 0.55 + 0.375, 0.5 + 0.15])
+    assert found[1] == pytest.approx([0.75 - 0.3, 0.0, 1.0, 0.1 + 0.3])
+
+
+def test_widen_without_a_margin_changes_nothing_and_lets_the_gradient_through():
+    theta = torch.tensor([[1.2, -0.3, 0.9, 0.0]], requires_grad=True)
+    assert widen(theta, 0.0) is theta
+    inside = torch.tensor([[0.3, 0.3, 0.0, 0.1]], requires_grad=True)
+    widen(inside, 0.2).sum().backward()
+    assert inside.grad[0].tolist() == pytest.approx([1.2, 1.2, 1.0, 1.0])

@@ -1,0 +1,141 @@
+"""Crops fixed before training, the rows beside Table 2, and the share of the oracle's gain."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from fgvclib.bounds import BOUNDS, bounds_table
+from fgvclib.data import BOX, CROP, PhotoDataset, Splits, evaluation_loader, load_splits, training_loader
+from fgvclib.evaluation import predict
+from fgvclib.experiment import Experiment
+from fgvclib.fixed_boxes import with_fixed_boxes
+from fgvclib.model import build_model
+from fgvclib.runs import Run
+from fgvclib.training import train
+
+
+@pytest.fixture
+def fixed(tiny, splits, data_folder, monkeypatch):
+    """Kind of box → the splits with that crop."""
+    monkeypatch.setenv("FGVC_DATA", str(data_folder))
+
+    def cut(kind, margin=0.0):
+        config = replace(tiny, fixed_box=kind, crop_margin=margin)
+        return with_fixed_boxes(load_splits(config), config)
+
+    return cut
+
+
+def test_centre_crop_is_the_middle_seven_tenths(fixed):
+    for photos in (fixed("centre").train, fixed("centre").test):
+        assert photos[CROP].to_numpy() == pytest.approx(np.tile([0.15, 0.15, 0.85, 0.85], (len(photos), 1)))
+
+
+def test_oracle_crops_to_the_true_box_wider_by_the_margin(fixed):
+    photos = fixed("oracle", margin=0.5).test
+    true = photos[BOX].to_numpy()
+    grow = 0.25 * (true[:, 2:] - true[:, :2])
+    by_hand = np.hstack([true[:, :2] - grow, true[:, 2:] + grow]).clip(0, 1)
+    assert photos[CROP].to_numpy() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_only_the_oracles_training_knows_where_the_object_is(fixed, splits):
+    assert not set(BOX) & set(splits.train.columns)
+    for kind in ("centre", "oracle"):
+        assert not set(BOX) & set(fixed(kind).train.columns)
+    assert len(fixed("centre").train[CROP].drop_duplicates()) == 1
+    assert len(fixed("oracle").train[CROP].drop_duplicates()) == len(splits.train)
+
+
+def test_photo_is_cut_at_its_crop(tiny, tmp_path):
+    """A photo of two colours, left and right: the crop to one half has one colour."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, :32, 0] = 255
+    Image.fromarray(pixels).save(tmp_path / "halves.png")
+    photos = pd.DataFrame({"path": [str(tmp_path / "halves.png")], "label": [0]})
+    for x, red in ((0.0, 255), (0.5, 0)):
+        cut = PhotoDataset(photos.assign(**dict(zip(CROP, [x, 0, x + 0.5, 1], strict=True))), tiny)
+        found = cut[0]["image"][0, :, 2:-2]  # the resize looks a pixel beyond the cut
+        assert torch.allclose(found, torch.full((64, 60), (red - 127) / 128), atol=1e-4)
+
+
+def test_box_of_a_cut_photo_is_scored_in_the_whole_photo(tiny, splits):
+    model = build_model(replace(tiny, **BOUNDS["Oracle crop"]), 3, pretrained=False)
+    photos = splits.test.assign(**dict(zip(CROP, splits.test[BOX].to_numpy().T, strict=True)))
+    found = predict(model, evaluation_loader(photos, tiny), photos)
+    assert found[[f"box_{corner}" for corner in BOX]].to_numpy() == pytest.approx(photos[BOX].to_numpy(), abs=1e-6)
+    assert found["iou"].to_numpy() == pytest.approx(1)
+
+
+def test_fixed_crop_trains_without_localisation(tiny, fixed, tmp_path):
+    config = replace(tiny, epochs=1, **BOUNDS["Centre crop"])
+    (record,) = train(config, fixed("centre"), 0, tmp_path / "checkpoint.pt", pretrained=False)
+    assert {"train_attention", "train_affine"}.isdisjoint(record)
+    (box,) = {tuple(np.round(box[1:], 6)) for box in record["watched_boxes"]}
+    assert box == (0.15, 0.15, 0.85, 0.85)
+
+
+def test_every_row_has_a_configuration():
+    for name, values in BOUNDS.items():
+        config = Experiment("smoke", "synthbirds").row_config(name)
+        assert {key: getattr(config, key) for key in values} == values
+
+
+def test_share_of_gain_is_measured_between_baseline_and_oracle(tiny):
+    def runs(*accuracies):
+        found = []
+        for seed, accuracy in enumerate(accuracies):
+            run = Run(Path("nowhere"), tiny, seed, Splits(*[pd.DataFrame()] * 3, class_names=[]))
+            run.__dict__["metrics"] = {"accuracy": accuracy, "box_acc_0.5": 0.2, "teacher_box_acc_0.5": 0.9}
+            found.append(run)
+        return found
+
+    table = bounds_table({"Baseline": runs(0.6, 0.7), "End-to-end": runs(0.7, 0.8), "Oracle crop": runs(0.8, 0.9)})
+    assert table["accuracy_mean"].tolist() == pytest.approx([65, 75, 85])
+    assert table["accuracy_std"].tolist() == pytest.approx([100 * 0.005**0.5] * 3)
+    assert table["share_of_gain"].tolist() == pytest.approx([0, 0.5, 1])
+    assert "teacher_box_acc_0.5" not in table and table["seeds"].tolist() == ["0 1"] * 3
+    level = bounds_table({"Baseline": runs(0.6), "Oracle crop": runs(0.6)})
+    assert level["share_of_gain"].isna().all()
+
+
+# --- the teacher that does not change
+
+
+def test_map_turns_and_mirrors_with_its_photo(tiny, tmp_path):
+    """A bright square in the photo and the same square as the map: they stay in the same place."""
+    square = np.zeros((56, 56, 3), np.uint8)
+    square[8:20, 4:24] = 255
+    Image.fromarray(square).save(tmp_path / "square.png")
+    photos = pd.DataFrame({"path": [str(tmp_path / "square.png")], "label": [0]})
+    config = replace(tiny, image_size=56)
+    maps = torch.from_numpy(square[..., 0] / 255).float()[None, None]
+    dataset = PhotoDataset(photos, config, augment=True, maps=maps)
+    places = set()
+    for epoch in range(12):
+        item = dataset[epoch]
+        brightness = item["image"].mean(dim=0)
+        middle = (brightness.max() + brightness.min()) / 2
+        overlap = (brightness > middle) == (item["teacher_map"][0] > 0.5)
+        assert overlap.float().mean() > 0.97
+        places.add(int(item["teacher_map"].sum(dim=(0, 1)).argmax() > 28))
+    assert places == {0, 1}  # mirrored in some epochs
+
+
+def test_images_are_augmented_alike_with_and_without_maps(tiny, splits):
+    maps = torch.rand(len(splits.train), 1, 14, 14)
+    plain, with_maps = (PhotoDataset(splits.train, tiny, augment=True, maps=m) for m in (None, maps))
+    for item in range(0, 30, 7):
+        assert torch.equal(plain[item]["image"], with_maps[item]["image"])
+
+
+def test_batches_bring_the_map_of_their_own_photos(tiny, splits):
+    maps = torch.arange(len(splits.train)).float().view(-1, 1, 1, 1).expand(-1, 1, 14, 14).contiguous()
+    loader, _ = training_loader(splits.train, tiny, 0, maps)
+    for batch in loader:
+        assert torch.equal(batch["teacher_map"].amax(dim=(1, 2, 3)).long(), batch["index"])
