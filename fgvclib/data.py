@@ -293,7 +293,7 @@ class _LazyPixels:
 
 def to_input(photo: Image.Image, config: Config) -> Tensor:
     """An RGB photo of any size → what the system gets of it at test time: a normalised square (3, S, S)."""
-    return _transform(config, augment=False)(_square(photo, config.image_size))
+    return _colour_transform(config, augment=False)(_square(photo, config.image_size))
 
 
 def _square(photo: Image.Image, size: int) -> Image.Image:
