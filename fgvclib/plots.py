@@ -153,6 +153,24 @@ def table2_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def bounds_figure(table: pd.DataFrame) -> Figure:
+    """`bounds.bounds_table` between baseline and oracle: accuracy with its spread, and how often the box was right."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.5 * len(table) + 1.6), sharey=True)
+    places = np.arange(len(table))[::-1]
+    accuracy = table.set_index("row")["accuracy_mean"]
+    left.axvspan(accuracy["Baseline"], accuracy["Oracle crop"], color="#EEEEEE", label="what a perfect box would bring")
+    left.errorbar(accuracy, places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=4, color=SERIES[0])
+    for place, value, share in zip(places, accuracy, table["share_of_gain"], strict=True):
+        if np.isfinite(share):
+            left.annotate(f"{share:.0%}", (value, place), (0, 7), textcoords="offset points", ha="center", size="small")
+    left.set(yticks=places, yticklabels=table["row"], xlabel="test accuracy [%]; small: share of the oracle's gain")
+    left.set(title="Accuracy, mean ± standard deviation over seeds", ylim=(-0.6, len(table) - 0.3))
+    left.legend(loc="lower left", fontsize="small")
+    right.barh(places, table["box_acc_0.5"], 0.5, color=SERIES[1])
+    right.set(xlabel="share of test photos with IoU ≥ 0.5", title="The box that the classifier gets", xlim=(0, 1))
+    return figure
+
+
 def table3_figure(table: pd.DataFrame, dataset: str) -> Figure:
     """Table 3: the paper's numbers on the three benchmarks, and in a panel of their own what was measured here."""
     benchmarks = {"cub200_2011": "CUB-200-2011", "stanford_cars": "Stanford Cars", "fgvc_aircraft": "FGVC-Aircraft"}
