@@ -120,8 +120,8 @@ def test_map_turns_and_mirrors_with_its_photo(tiny, tmp_path):
     for epoch in range(12):
         item = dataset[epoch]
         brightness = item["image"].mean(dim=0)
-        middle = (brightness.max() + brightness.min()) / 2
-        overlap = (brightness > middle) == (item["teacher_map"][0] > 0.5)
+        bright = brightness > 0.6 * brightness.max()  # the empty corners have the mean colour, about zero
+        overlap = bright == (item["teacher_map"][0] > 0.5)
         assert overlap.float().mean() > 0.97
         places.add(int(item["teacher_map"].sum(dim=(0, 1)).argmax() > 28))
     assert places == {0, 1}  # mirrored in some epochs
