@@ -138,6 +138,7 @@ PHOTOS = replace(
     crop_margin=0.1,
     localisation_epochs=20,
     warmup_epochs=0,
+    table1_views=1,  # a map costs a pass at 448 pixels
 )
 
 SMOKE = replace(
