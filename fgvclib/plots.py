@@ -171,6 +171,22 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def teachers_figure(table: pd.DataFrame, trivial: float) -> Figure:
+    """`teacher_maps.compare_teachers` as lines over tau, and the centre box's score to beat."""
+    figure, ax = plt.subplots(figsize=(6.5, 3.6))
+    for name, scores in table.iterrows():
+        ax.plot(scores.index, scores, marker="o", label=name)
+    ax.axhline(trivial, color="black", linewidth=1, linestyle=":", label="centre box 0.7")
+    ax.set(
+        xlabel=r"threshold $\tau$",
+        ylabel="BoxAcc@0.5, validation photos",
+        ylim=(0, 1),
+        title="What a teacher looks at decides its boxes",
+    )
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", title="layer, mean")
+    return figure
+
+
 def table3_figure(table: pd.DataFrame, dataset: str) -> Figure:
     """Table 3: the paper's numbers on the three benchmarks, and in a panel of their own what was measured here."""
     benchmarks = {"cub200_2011": "CUB-200-2011", "stanford_cars": "Stanford Cars", "fgvc_aircraft": "FGVC-Aircraft"}

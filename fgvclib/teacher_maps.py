@@ -5,7 +5,10 @@ gives every photo the same map for ever, which then only has to move with the ph
 """
 
 import hashlib
+import itertools
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fgvclib.config import Config, results_root
-from fgvclib.data import evaluation_loader
+from fgvclib.config import CHOICES, Config, results_root
+from fgvclib.data import BOX, evaluation_loader
 from fgvclib.files import atomic_path
+from fgvclib.geometry import attention_to_box, box_iou
 from fgvclib.progress import progress
 from fgvclib.teacher import build_teacher
 
@@ -35,6 +39,22 @@ def teacher_maps(photos: pd.DataFrame, config: Config) -> Tensor:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, _compute(photos, config).numpy())
     return torch.from_numpy(np.load(path))
+
+
+def compare_teachers(photos: pd.DataFrame, config: Config, thresholds: Sequence[float]) -> pd.DataFrame:
+    """BoxAcc@0.5 of the tau-boxes of four ImageNet teachers (layer x mean) on photos that have true boxes.
+
+    One row for each teacher, one column for each tau. To choose among them is to use true boxes: on the validation part
+    alone, never on the test split.
+    """
+    true = torch.from_numpy(photos[BOX].to_numpy(dtype="float32"))
+    rows = {}
+    for layer, mean in itertools.product(CHOICES["teacher_layer"], CHOICES["teacher_mean"]):
+        teacher = replace(config, teacher_weights="imagenet", teacher_layer=layer, teacher_mean=mean)
+        maps = teacher_maps(photos, teacher)
+        hits = {tau: box_iou(true, attention_to_box(maps, tau)) >= 0.5 for tau in thresholds}
+        rows[f"{layer}, {mean}"] = {tau: float(hit.float().mean()) for tau, hit in hits.items()}
+    return pd.DataFrame(rows).T.rename_axis("teacher", axis=0).rename_axis("tau", axis=1)
 
 
 def _compute(photos: pd.DataFrame, config: Config) -> Tensor:
