@@ -1,9 +1,12 @@
 """Accuracy over samples, and boxes scored against the true ones as weakly supervised localisation (WSOL) does.
 
+
 The convention is that of Choe et al. (CVPR 2020; extended as arXiv 2007.04178). BoxAcc@d is the share of photos whose
 box has at least the IoU d with the true one; theirs is the best over all thresholds of a map, chosen on true boxes,
 while ours has the one box that the system crops. A photo without a true box has the IoU NaN and counts in no box score.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -20,13 +23,18 @@ IOU_LEVELS = (0.3, 0.5, 0.7)
 
 @torch.no_grad()
 def predict(
-    model: EndToEndModel, loader: DataLoader, photos: pd.DataFrame, teacher_threshold: float | None = None
+    model: EndToEndModel,
+    loader: DataLoader,
+    photos: pd.DataFrame,
+    teacher_threshold: float | None = None,
+    gather: Callable = lambda columns: columns,
 ) -> pd.DataFrame:
     """Run the model once over a loader of `photos` (in their order) → one row per photo.
 
     Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (of the crop, clipped to the image), iou
     with the true box (NaN where the photo has none); with `teacher_threshold` also teacher_x1 … and teacher_iou, which
-    cost a second pass. Leaves the model in evaluation mode.
+    cost a second pass. Leaves the model in evaluation mode. Where processes share a prepared loader, `gather` is their
+    `gather_for_metrics`.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -35,11 +43,16 @@ def predict(
         images = batch["image"].to(device, non_blocking=True)
         output = model(images)
         probability, prediction = output.logits.softmax(dim=1).max(dim=1)
-        columns = [batch["index"], prediction, probability, *theta_to_box(output.theta).clamp(0, 1).unbind(1)]
+        columns = [
+            batch["index"].to(device),
+            prediction,
+            probability,
+            *theta_to_box(output.theta).clamp(0, 1).unbind(1),
+        ]
         if teacher_threshold is not None:
-            found = batch["teacher_map"] if "teacher_map" in batch else model.teacher_map(images)
+            found = batch["teacher_map"].to(device) if "teacher_map" in batch else model.teacher_map(images)
             columns += attention_to_box(found, teacher_threshold).unbind(1)
-        parts.append(torch.stack([column.cpu().double() for column in columns], dim=1))
+        parts.append(torch.stack([column.cpu().double() for column in gather(columns)], dim=1))
     names = ["index", "prediction", "probability", *named_box("box")]
     names += named_box("teacher") if teacher_threshold is not None else []
     return _score(photos, pd.DataFrame(torch.cat(parts).numpy(), columns=names))

@@ -1,8 +1,8 @@
-"""Files that are either complete or absent, however a run ends."""
+"""Files that are either complete or absent, however a run ends, and that two processes do not write at once."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,28 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path | str, if_taken: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path`. While another process holds it, call `if_taken`, which may raise, then wait.
+
+    The lock of a dead process is free, however it died.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if_taken()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path | str, value: Any) -> None:

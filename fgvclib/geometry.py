@@ -44,17 +44,18 @@ def crop(images: Tensor, theta: Tensor, size: int) -> Tensor:
     images (B, 3, H, W) and theta (B, 4) → (B, 3, size, size). The paper leaves open what lies beyond the image: here
     zeros, which after normalisation is the mean colour, so that nothing there looks like an object.
     """
+    theta = theta.to(images.dtype)  # a grid in half precision would be a pixel off
     scale, translation = theta[:, :2], theta[:, 2:]
     matrix = torch.cat([torch.diag_embed(scale), translation.unsqueeze(-1)], dim=-1)  # (B, 2, 3)
     grid = F.affine_grid(matrix, [len(images), images.shape[1], size, size], align_corners=False)
-    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
 
 def min_max_normalise(attention: Tensor) -> Tensor:
-    """Scale every map of (B, 1, n, n) to [0, 1]; a constant map becomes zeros instead of 0/0."""
+    """Scale every map of (B, 1, n, n) to [0, 1]; a constant map becomes zeros with a finite gradient."""
     low = attention.amin(dim=(-2, -1), keepdim=True)
     span = attention.amax(dim=(-2, -1), keepdim=True) - low
-    return (attention - low) / span.clamp_min(torch.finfo(attention.dtype).tiny ** 0.5)
+    return (attention - low) / torch.where(span < torch.finfo(attention.dtype).tiny ** 0.5, 1.0, span)
 
 
 def attention_to_box(attention: Tensor, threshold: float = 0.3) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from fgvclib.checkpoints import read_checkpoint
 from fgvclib.config import Config
 from fgvclib.data import to_input
 from fgvclib.files import atomic_path
@@ -21,7 +22,6 @@ from fgvclib.model import build_model
 from fgvclib.photos import open_photo
 from fgvclib.plots import BOX_STYLES
 from fgvclib.progress import progress
-from fgvclib.training import read_checkpoint
 
 DRAWING_SIDE = 2048  # a drawing's longer side at most, in pixels: to look at, not to print
 MARK = ("Software", "fgvc predict")  # PNG text that tells a drawing, which may be replaced, from a photo

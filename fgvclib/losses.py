@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgvclib.geometry import attention_to_box, box_to_theta
+from fgvclib.parallel import from_first_process, gather_features
+
+SHORTEST = 1e-12  # a vector below this length has no direction
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -44,6 +47,15 @@ def clip_gradient(x: Tensor, max_norm: float | None) -> Tensor:
     return x if max_norm is None else _ClipGradient.apply(x, max_norm)
 
 
+def normalise(vectors: Tensor) -> Tensor:
+    """Rows of (B, d) at length 1; a row of zeros, as equal images give behind BatchNorm, stays as it is.
+
+    `torch.nn.functional.normalize` has the same values, but multiplies the gradient of such a row by 1e12.
+    """
+    length = vectors.norm(dim=1, keepdim=True)
+    return vectors / torch.where(length < SHORTEST, 1.0, length)
+
+
 class EmbeddingLoss(nn.Module):
     """Draws embeddings to the centre of their class and pushes the centres of a batch apart [ELoPE].
 
@@ -55,7 +67,8 @@ class EmbeddingLoss(nn.Module):
     - inter = sum over at most `max_pairs` random pairs of the batch's classes of max(0, m - ||c_i - c_j||^2)^2 / 4,
       divided by `max_pairs`. Pairs at least the margin m apart would add nothing and are not drawn.
 
-    Only the classes of the batch are compared, so that the cost does not grow with the number of classes.
+    Only the classes of the batch are compared, so that the cost does not grow with the number of classes. Where several
+    processes train, "the batch" is all of theirs, so that the centres stay equal everywhere.
     """
 
     def __init__(
@@ -74,7 +87,7 @@ class EmbeddingLoss(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """features (B, dim), labels (B,) in [0, num_classes) → scalar loss >= 0."""
-        features = F.normalize(features, dim=1)
+        features, labels = gather_features(normalise(features), labels)
         classes, position = labels.unique(return_inverse=True)
         centres = self._updated_centres(features, classes, position) if self.training else self.centres[classes]
         intra = 0.5 * (features - centres[position]).square().sum(dim=1).mean()
@@ -85,8 +98,8 @@ class EmbeddingLoss(nn.Module):
         old = self.centres[classes]
         counts = torch.bincount(position, minlength=len(classes)).unsqueeze(1)  # (K, 1)
         sums = torch.zeros_like(old).index_add(0, position, features.to(old.dtype))
-        new = F.normalize(old - self.alpha * (counts * old - sums) / (counts + 1), dim=1)
-        self.centres[classes] = new.detach()
+        new = normalise(old - self.alpha * (counts * old - sums) / (counts + 1))
+        self.centres[classes] = from_first_process(new.detach())
         return new
 
     def _inter(self, centres: Tensor) -> Tensor:

@@ -2,23 +2,29 @@
 
 A run's folder holds checkpoint.pt, run.log and history.csv (one line per epoch), trajectories.csv (the boxes of a few
 photos over the epochs), predictions.csv (one row per test photo) and metrics.json, written last: it marks the run as
-done. The test split is evaluated once, at the end.
+done. The test split is evaluated once, at the end. One process (or one group of them, started by `accelerate launch`)
+trains a run; others that want it wait for it.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
+from fgvclib.checkpoints import previous_path, read_checkpoint
 from fgvclib.config import Config, training_values
 from fgvclib.data import BOX, Splits, evaluation_loader
 from fgvclib.evaluation import predict, summarise
-from fgvclib.files import atomic_path, read_json, write_json
+from fgvclib.files import atomic_path, locked, read_json, write_json
 from fgvclib.model import EndToEndModel, build_model
+from fgvclib.parallel import create_accelerator
 from fgvclib.teacher_maps import teacher_maps
-from fgvclib.training import read_checkpoint, train
+from fgvclib.training import train
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,11 @@ class Run:
     config: Config
     seed: int
     splits: Splits
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state after the last epoch."""
+        return self.folder / "checkpoint.pt"
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -53,9 +64,13 @@ class Run:
 
     @cached_property
     def model(self) -> EndToEndModel:
-        """The trained model in evaluation mode, on the CPU."""
+        """The trained model in evaluation mode, on the CPU. Raises ValueError where its weights can not be read."""
         model = build_model(self.config, len(self.splits.class_names), pretrained=False)
-        model.load_state_dict(read_checkpoint(self.folder / "checkpoint.pt")["model"])
+        try:
+            model.load_state_dict(read_checkpoint(self.checkpoint)["model"])
+        except (FileNotFoundError, ValueError) as error:
+            reason = str(error).partition(";")[0]
+            raise ValueError(f"{reason}; delete {self.folder} to train this run again.") from error
         return model.eval()
 
 
@@ -69,30 +84,77 @@ def train_or_load(
     run = Run(Path(folder), config, seed, splits)
     identity = {"config": training_values(config), "seed": seed}
     done = run.folder / "metrics.json"
-    if not done.exists():
-        _train(run, announce)
-        write_json(done, identity | {"test": _evaluate(run)})
+    if not _agreed(done.exists()):
+        with _training_lock(run.folder, announce):
+            if not _agreed(done.exists()):
+                _train(run, announce)
+                _finish(run, identity)
     stored = read_json(done)
     if any(stored[key] != value for key, value in identity.items()):
         raise ValueError(f"{run.folder} holds a run of another configuration or seed; move it away to train anew.")
     return run
 
 
+def _agreed(flag: bool) -> bool:
+    """The first process's answer, so that all take the same way."""
+    PartialState()  # joins the group of processes, where `accelerate launch` started several
+    return broadcast_object_list([flag])[0]
+
+
+def _training_lock(folder: Path, announce: Callable[[str], None]):
+    """Let no other process, or group of processes, train in `folder` at the same time."""
+    if not PartialState().is_main_process:
+        return nullcontext()
+    told = f"{folder.name}: another process is training this run; waiting for its result."
+    return locked(folder / ".lock", lambda: announce(told))
+
+
 def _train(run: Run, announce: Callable[[str], None]) -> None:
-    name = run.folder.name
+    main = PartialState().is_main_process
+    name, announce = run.folder.name, announce if main else lambda text: None
     announce(f"{name}: training {run.config.epochs} epochs on {len(run.splits.train)} photos")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    records, boxes, log = [], [], []
-    for record in train(run.config, run.splits, run.seed, run.folder / "checkpoint.pt"):
-        watched = pd.DataFrame(record["watched_boxes"], columns=["row", *BOX])
-        boxes.append(watched.assign(epoch=record["epoch"]))
-        records.append({key: value for key, value in record.items() if key != "watched_boxes"})
-        line = f"{name}: {describe_epoch(record, run.config.epochs)}"
-        announce(line)
-        log.append(line)
-        _write_csv(run.folder / "history.csv", pd.DataFrame(records))
-        _write_csv(run.folder / "trajectories.csv", pd.concat(boxes))
-        _write_text(run.folder / "run.log", "\n".join(log) + "\n")
+    if main:
+        _clear_leftovers(run.folder)
+    records = []
+    try:
+        for record in train(run.config, run.splits, run.seed, run.checkpoint):
+            records.append(record)
+            announce(f"{name}: {describe_epoch(record, run.config.epochs)}")
+            if main:
+                _write_history(run, records)
+    except KeyboardInterrupt:
+        epochs = f"epoch {len(records)} of {run.config.epochs}"
+        announce(
+            f"{name}: interrupted after {epochs}, whose state is saved in {run.folder}; "
+            "the same call or command goes on from there."
+        )
+        raise
+    PartialState().wait_for_everyone()  # the first process may still be saving
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _write_history(run: Run, records: list[dict]) -> None:
+    watched = [pd.DataFrame(r["watched_boxes"], columns=["row", *BOX]).assign(epoch=r["epoch"]) for r in records]
+    history = pd.DataFrame(records).drop(columns="watched_boxes")
+    lines = [f"{run.folder.name}: {describe_epoch(record, run.config.epochs)}\n" for record in records]
+    _write_csv(run.folder / "history.csv", history)
+    _write_csv(run.folder / "trajectories.csv", pd.concat(watched))
+    _write_text(run.folder / "run.log", "".join(lines))
+
+
+def _finish(run: Run, identity: dict) -> None:
+    """Evaluate the test split, and mark the run as done."""
+    predictions = _predict_test(run)
+    if PartialState().is_main_process:
+        _write_csv(run.folder / "predictions.csv", predictions.drop(columns="path"))
+        write_json(run.folder / "metrics.json", identity | {"test": summarise(predictions)})
+        previous_path(run.checkpoint).unlink(missing_ok=True)
+    PartialState().wait_for_everyone()
 
 
 def describe_epoch(record: dict, epochs: int) -> str:
@@ -105,13 +167,16 @@ def describe_epoch(record: dict, epochs: int) -> str:
     )
 
 
-def _evaluate(run: Run) -> dict[str, float]:
+def _predict_test(run: Run) -> pd.DataFrame:
+    """Table of `predict` over the test split, computed by all processes on their devices."""
     fixed = run.config.teacher_weights == "imagenet"
     maps = teacher_maps(run.splits.test, run.config) if fixed else None
-    loader = evaluation_loader(run.splits.test, run.config, maps)
-    predictions = predict(run.model, loader, run.splits.test, teacher_threshold=run.config.threshold)
-    _write_csv(run.folder / "predictions.csv", predictions.drop(columns="path"))
-    return summarise(predictions)
+    accelerator = create_accelerator()
+    loader = accelerator.prepare(evaluation_loader(run.splits.test, run.config, maps))
+    model = run.model.to(accelerator.device)
+    predictions = predict(model, loader, run.splits.test, run.config.threshold, accelerator.gather_for_metrics)
+    run.model.cpu()
+    return predictions
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

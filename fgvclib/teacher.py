@@ -44,9 +44,11 @@ class Teacher:
         small = resize(images, self.size).contiguous(memory_format=torch.channels_last)
         if self.weights == "imagenet":
             found = self._fixed.to(images.device)(small)
-            return min_max_normalise(resize(found, self.map_size))
+            return min_max_normalise(resize(found.to(images.dtype), self.map_size))
         weights = {f"backbone.{name}": value for name, value in live.state_dict(keep_vars=True).items()}
-        return resize(functional_call(self._skeleton, weights, small), self.map_size)
+        found = functional_call(self._skeleton, weights, small)
+        # Under autocast it comes in half precision, which CPUs can not resize.
+        return resize(found.to(images.dtype), self.map_size)
 
     @cached_property
     def _fixed(self) -> nn.Module:

@@ -1,4 +1,7 @@
-"""The training loop: SGD on the end-to-end loss, a checkpoint after every epoch, exact resumption."""
+"""The training loop: SGD on the end-to-end loss, a checkpoint after every epoch, exact resumption.
+
+The same loop serves one process and several (`accelerate launch`, see `parallel`).
+"""
 
 import math
 import time
@@ -13,16 +16,16 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
+from fgvclib.checkpoints import load_checkpoint, save_checkpoint
 from fgvclib.config import Config, training_values
 from fgvclib.data import Splits, evaluation_loader, training_loader
 from fgvclib.evaluation import named_box, predict, summarise
-from fgvclib.files import atomic_path
 from fgvclib.losses import EmbeddingLoss, EndToEndLoss
 from fgvclib.model import EndToEndModel, build_model
+from fgvclib.parallel import create_accelerator, share_buffers, synchronise_batchnorm
 from fgvclib.progress import progress
 from fgvclib.teacher_maps import teacher_maps
 
-CHECKPOINT_FORMAT = 2  # 2 has the class names, so that a checkpoint alone can name what it sees
 LOCALISATION_ALONE_RATE = 0.002  # of Adam
 WATCHED = 8  # photos whose boxes are recorded after every epoch
 
@@ -35,11 +38,13 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     """Train to the end of `config.epochs`, yielding one record of metrics per epoch, those of an earlier part first.
 
     The state after every epoch is written to `checkpoint`, and training goes on from what is there. Equal seeds give
-    equal weights on the CPU, interrupted or not. Raises NonFiniteLoss, or ValueError for a foreign checkpoint.
+    equal weights on the CPU, interrupted or not. Raises NonFiniteLoss; ValueError for a foreign checkpoint or batches
+    of one photo; OSError where a checkpoint can not be saved.
     """
-    accelerator = Accelerator()
+    check_batches(config, splits)
+    accelerator = create_accelerator()
     torch.manual_seed(seed)
-    model = build_model(config, len(splits.class_names), pretrained)
+    model = synchronise_batchnorm(build_model(config, len(splits.class_names), pretrained), accelerator)
     criterion = build_loss(config, len(splits.class_names))
     optimiser = build_optimiser(model, config)
     drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
@@ -48,26 +53,32 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     maps = teacher_maps(splits.train, config) if fixed_teacher else None
     loader, sampler = training_loader(splits.train, config, seed, maps)
     validation_loader = evaluation_loader(splits.validation, config)
-    history = resume(checkpoint, config, seed, model, criterion, optimiser, schedule)
+    identity = {"config": training_values(config), "seed": seed, "class_names": splits.class_names}
+    parts = {"model": model, "criterion": criterion, "optimiser": optimiser, "schedule": schedule}
+    history = resume(checkpoint, identity, parts)
     yield from history
     if not history:
         train_localisation(model, criterion, splits, maps, config, seed)
-    model, criterion, optimiser, loader = accelerator.prepare(model, criterion, optimiser, loader)
+    prepared, criterion, optimiser, loader = accelerator.prepare(model, criterion, optimiser, loader)
+    validation_loader = accelerator.prepare(validation_loader)
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
         sampler.epoch = epoch
         model.trust_theta = epoch >= config.warmup_epochs
         torch.manual_seed(seed * 10_000 + epoch)  # so that a resumed epoch draws what an uninterrupted one does
         record = {"epoch": epoch + 1, "learning_rate": schedule.get_last_lr()[0]}
-        record |= train_one_epoch(model, criterion, optimiser, loader, accelerator)
-        check_finite({"weights": sum(parameter.detach().abs().sum() for parameter in model.parameters())})
+        record |= train_one_epoch(prepared, criterion, optimiser, loader, accelerator)
+        share_buffers(model)
+        check_finite({"weights": sum(value.abs().sum() for value in model.state_dict().values())})
         schedule.step()
-        predictions = predict(model, validation_loader, splits.validation)
+        predictions = predict(model, validation_loader, splits.validation, gather=accelerator.gather_for_metrics)
         record |= {f"validation_{name}": value for name, value in summarise(predictions).items()}
         record["watched_boxes"] = watched_boxes(predictions)
         record["seconds"] = round(time.perf_counter() - started, 1)
         history.append(record)
-        save_checkpoint(checkpoint, config, seed, splits.class_names, model, criterion, optimiser, schedule, history)
+        if accelerator.is_main_process:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_checkpoint(checkpoint, identity | states | {"history": history})
         yield record
 
 
@@ -105,27 +116,39 @@ def train_one_epoch(
     loader: torch.utils.data.DataLoader,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """One pass over the training photos → mean loss terms and accuracy over samples."""
+    """One pass over the training photos, those of all processes → mean loss terms and accuracy over samples.
+
+    `model` is an EndToEndModel as `accelerator.prepare` returns it.
+    """
+    teacher_map = accelerator.unwrap_model(model).teacher_map
     model.train()
     criterion.train()
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in progress(loader, "training"):
         images, labels = batch["image"], batch["label"]
-        teacher_map = batch.get("teacher_map")
-        if teacher_map is None and criterion.needs_teacher:
-            teacher_map = model.teacher_map(images)
+        target = batch.get("teacher_map")
+        if target is None and criterion.needs_teacher:
+            with accelerator.autocast():
+                target = teacher_map(images)
         output = model(images)
-        terms = criterion(output, labels, teacher_map)
-        check_finite(terms)
+        terms = criterion(output, labels, target)
         optimiser.zero_grad()
         accelerator.backward(terms["total"])
+        check_finite(terms | {"gradient": gradient_norm(model)})
         optimiser.step()
         terms["accuracy"] = (output.logits.argmax(dim=1) == labels).float().mean()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value.detach() * len(labels)
         count += len(labels)
+    # Every process has as many photos as the others: accelerate gives whole rounds of equal batches.
+    sums = accelerator.reduce(sums, "mean")
     return {f"train_{name}": float(value) / count for name, value in sums.items()}
+
+
+def gradient_norm(model: EndToEndModel) -> Tensor:
+    """L2 norm of the gradient of all parameters: NaN or infinite where one of them is."""
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
 def watched_boxes(predictions: pd.DataFrame) -> list[list[float]]:
@@ -135,11 +158,12 @@ def watched_boxes(predictions: pd.DataFrame) -> list[list[float]]:
 
 
 def check_finite(terms: dict[str, Tensor]) -> None:
-    """Raises NonFiniteLoss that names the first loss term, or "weights", that is NaN or infinite."""
-    for name, value in terms.items():
-        if not torch.isfinite(value):
+    """Raises NonFiniteLoss that names the first loss term, or "gradient" or "weights", that is NaN or infinite."""
+    values = torch.stack([value.detach().float() for value in terms.values()]).tolist()  # waits for the GPU once
+    for name, value in zip(terms, values, strict=True):
+        if not math.isfinite(value):
             raise NonFiniteLoss(
-                f"Training stopped because the loss term {name!r} became {value.item()}; the last checkpoint is kept. "
+                f"Training stopped because {name!r} became {value}; the last checkpoint is kept. "
                 "A lower localisation_learning_rate or learning_rate usually helps."
             )
 
@@ -161,45 +185,18 @@ def build_optimiser(model: EndToEndModel, config: Config) -> SGD:
     return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-def save_checkpoint(
-    path: Path, config: Config, seed: int, class_names: list[str], model, criterion, optimiser, schedule, history
-) -> None:
-    """Write everything that the next epoch depends on, and the class names, atomically."""
-    state = {
-        "format": CHECKPOINT_FORMAT,
-        "config": training_values(config),
-        "seed": seed,
-        "class_names": class_names,
-        "model": model.state_dict(),
-        "criterion": criterion.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
-        "history": history,
-    }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+def check_batches(config: Config, splits: Splits) -> None:
+    """Raises ValueError where a batch would hold a single photo, of which BatchNorm can take no statistics."""
+    for name, count in {"batch_size": config.batch_size, "number of training photos": len(splits.train)}.items():
+        if count < 2:
+            raise ValueError(f"The {name} is {count}, but BatchNorm needs batches of at least 2 photos; raise it.")
 
 
-def resume(path: Path, config: Config, seed: int, model, criterion, optimiser, schedule) -> list[dict]:
-    """Load the checkpoint, where there is one, into the objects given → its history, empty where there is none."""
-    if not path.exists():
+def resume(path: Path, identity: dict, parts: dict) -> list[dict]:
+    """Load the checkpoint, where there is one, into `parts` → its history, empty where there is none."""
+    state = load_checkpoint(path, identity)
+    if state is None:
         return []
-    state = read_checkpoint(path)
-    if state["config"] != training_values(config) or state["seed"] != seed:
-        raise ValueError(f"{path} belongs to another configuration or seed; move it away or choose another folder.")
-    model.load_state_dict(state["model"])
-    criterion.load_state_dict(state["criterion"])
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return state["history"]
-
-
-def read_checkpoint(path: Path) -> dict:
-    """The state in a checkpoint file. Raises ValueError for a file that is damaged or of another version."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file, with advice that does not apply
-        raise ValueError(f"{path} is no readable checkpoint; delete it to start this run again.") from error
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(f"{path} was written by another version of fgvclib; delete it to start this run again.")
-    return state

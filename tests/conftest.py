@@ -1,5 +1,6 @@
 """What the core's tests share: a configuration that trains in a second, and SynthBirds drawn once for it."""
 
+import multiprocessing
 import sys
 from functools import partial
 
@@ -55,3 +56,14 @@ def splits(tiny, data_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FGVC_DATA", str(data_folder))
         return load_splits(tiny)
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Starts functions of a test module in clean processes with torch already imported: a second each, not ten.
+
+    A fork of the test process itself can not train: autograd refuses where its parent has used it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fgvclib.runs"])
+    return context

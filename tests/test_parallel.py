@@ -1,0 +1,140 @@
+"""Two processes over gloo compute what one computes with the doubled batch; only the first one writes."""
+
+import os
+import socket
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fgvclib import training
+from fgvclib.losses import EmbeddingLoss
+from fgvclib.runs import train_or_load
+
+
+def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> None:
+    """In a process of its own, with the environment that `accelerate launch` gives it: train, and leave a report."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "yes",
+    }
+    torch.set_num_threads(1)
+    # Statistics over half a batch are not those of the whole one; torch synchronises them on GPUs alone.
+    _BatchNorm.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+    report = {"seen": [], "centres": [], "written": [], "said": []}
+    real_batches, real_replace, real_loss = training.progress, os.replace, EmbeddingLoss.forward
+
+    def batches(loader, description):
+        for batch in real_batches(loader, description):
+            if description == "training":
+                report["seen"].append(batch["index"].tolist())
+            yield batch
+
+    def renamed(source, target):
+        report["written"].append(Path(target).name)
+        real_replace(source, target)
+
+    def embedding_loss(self, features, labels):
+        value = real_loss(self, features, labels)
+        report["centres"].append(self.centres.clone())
+        return value
+
+    training.progress, os.replace, EmbeddingLoss.forward = batches, renamed, embedding_loss
+    run = train_or_load(config, splits, 0, folder / "run", report["said"].append)
+    os.replace = real_replace
+    report |= {"history": run.history.to_dict("records"), "metrics": run.metrics}
+    report |= {"model": run.model.state_dict(), "predictions": run.predictions.drop(columns="path").to_dict("list")}
+    torch.save(report, folder / f"report{rank}.pt")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def launch(splits, processes):
+    def run(config, world: int) -> list[dict]:
+        folder = Path(tempfile.mkdtemp())
+        port = free_port()
+        group = [
+            processes.Process(target=train_as, args=(rank, world, port, config, splits, folder))
+            for rank in range(world)
+        ]
+        for process in group:
+            process.start()
+        for process in group:
+            process.join(200)
+            process.kill()
+        assert [process.exitcode for process in group] == [0] * world
+        return [torch.load(folder / f"report{rank}.pt", weights_only=False) for rank in range(world)]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    """Half the batch; the last test batch of the second process is not full, and 3 validation photos are odd."""
+    return replace(tiny, batch_size=2, warmup_epochs=0, theta_gradient_limit=0.1)
+
+
+@pytest.fixture(scope="module")
+def two(launch, config):
+    return launch(config, 2)
+
+
+@pytest.fixture(scope="module")
+def one(launch, config):
+    return launch(replace(config, batch_size=4), 1)[0]
+
+
+def test_losses_and_weights_equal_those_of_the_doubled_batch(one, two):
+    for rank in two:
+        for found, expected in zip(rank["history"], one["history"], strict=True):
+            names = [name for name in expected if name.startswith("train_")]
+            assert {"train_total", "train_embedding", "train_attention", "train_affine"} < set(names)
+            assert [found[n] for n in names] == pytest.approx([expected[n] for n in names], rel=2e-4, abs=1e-5)
+        for name, value in one["model"].items():
+            torch.testing.assert_close(rank["model"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_class_centres_are_equal_on_all_processes_after_every_step(one, two):
+    first, second = (torch.stack(rank["centres"]) for rank in two)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, torch.stack(one["centres"]), rtol=1e-3, atol=1e-4)
+    assert (first[-1].norm(dim=1) > 0.99).all()
+
+
+def test_processes_see_different_photos_and_together_those_of_the_single_one(one, two, splits):
+    for first, second, whole in zip(two[0]["seen"], two[1]["seen"], one["seen"], strict=True):
+        assert not set(first) & set(second)
+        assert [i % len(splits.train) for i in first + second] == whole
+
+
+def test_metrics_over_uneven_shards_count_every_photo_once(one, two, splits):
+    assert len(splits.validation) % 2 == 1 and len(splits.test) % 4 == 1
+    for rank in two:
+        assert rank["predictions"]["image_id"] == splits.test["image_id"].tolist()
+        pd.testing.assert_frame_equal(
+            pd.DataFrame(rank["predictions"]), pd.DataFrame(one["predictions"]), check_exact=False, atol=1e-2, rtol=1e-2
+        )
+        assert rank["metrics"] == pytest.approx(one["metrics"], abs=1e-2)
+        for found, expected in zip(rank["history"], one["history"], strict=True):
+            names = [name for name in expected if name.startswith("validation_")]
+            assert [found[n] for n in names] == pytest.approx([expected[n] for n in names], abs=1e-2)
+
+
+def test_only_the_first_process_writes_and_speaks(two):
+    first, second = two
+    assert {"checkpoint.pt", "history.csv", "predictions.csv", "metrics.json"} <= set(first["written"])
+    assert second["written"] == [] and second["said"] == []
+    assert any("epoch 2/2" in line for line in first["said"])
