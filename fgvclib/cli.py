@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except KeyboardInterrupt:
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
-    except (runner.NotebookFailed, runner.FolderBusy, OSError) as error:
+    except (runner.NotebookFailed, runner.NotebookBusy, OSError) as error:
         return _complain(error, 1)
     except (ValueError, TypeError) as error:
         return _complain(error, 2)
@@ -51,12 +51,24 @@ def _parser() -> argparse.ArgumentParser:
     grid = commands.add_parser("grid", help="execute the ablation for data sets x rows x seeds, then gather")
     grid.add_argument("--datasets", type=_names, default=[DATASETS[0]], help=f"of {','.join(DATASETS)}")
     grid.add_argument("--rows", type=_names, default=[], help="of Table 2, separated by commas; none: all")
+    grid.add_argument("--no-gather", action="store_true", help="leave the tables to a later command")
     _add_where(grid, dataset=False, run_options=True)
     grid.set_defaults(command=_grid)
 
     tables = commands.add_parser("tables", help="print the tables, paper | ours")
     _add_where(tables)
     tables.set_defaults(command=_tables)
+
+    aggregate = commands.add_parser("aggregate", help="put the tables of several data sets together")
+    aggregate.add_argument("--datasets", type=_names, required=True, help=f"of {','.join(DATASETS)}")
+    _add_where(aggregate, dataset=False)
+    aggregate.set_defaults(command=_aggregate)
+
+    train = commands.add_parser("train", help="train rows of Table 2 without a notebook; for `accelerate launch`")
+    train.add_argument("--rows", type=_names, default=[], help="of Table 2, or 'setting 2'; none: all of Table 2")
+    _add_where(train)
+    train.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    train.set_defaults(command=_train)
 
     data = commands.add_parser("data", help="make a data set ready")
     data.add_argument("dataset", choices=DATASETS)
@@ -162,6 +174,7 @@ def _grid(arguments: argparse.Namespace) -> int:
         overrides=_overrides(arguments),
         timeout=arguments.timeout,
         force=arguments.force,
+        gather=not arguments.no_gather,
     )
     return 1 if failures else 0
 
@@ -175,6 +188,29 @@ def _tables(arguments: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist; `fgvc run all` makes it.")
     runner.print_tables(folder)
+    return 0
+
+
+def _aggregate(arguments: argparse.Namespace) -> int:
+    from fgvclib.aggregate import aggregate  # imports pandas
+
+    folder = aggregate(arguments.profile, arguments.datasets, _overrides(arguments))
+    runner.print_tables(folder)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from fgvclib.experiment import Experiment  # imports torch
+    from fgvclib.table2 import ROWS
+    from fgvclib.training import NonFiniteLoss
+
+    experiment = Experiment(arguments.profile, arguments.dataset, arguments.seeds, _overrides(arguments))
+    try:
+        for seed in arguments.seeds:
+            for row in arguments.rows or ROWS:
+                experiment.run(row, seed)
+    except NonFiniteLoss as error:
+        return _complain(error, 1)
     return 0
 
 

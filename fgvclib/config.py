@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -220,6 +221,13 @@ def results_root() -> Path:
 def data_root() -> Path:
     """Where data sets live: the environment variable FGVC_DATA, or the repository's `data` folder."""
     return Path(os.environ.get("FGVC_DATA", PROJECT / "data"))
+
+
+def aggregate_folder(configs: Sequence[Config]) -> Path:
+    """`tables-<profile>-<dataset>+<dataset>…`: where the tables over several data sets go."""
+    profile = configs[0].profile
+    names = [results_folder(config).name.removeprefix(f"{profile}-") for config in configs]
+    return results_root() / f"tables-{profile}-{'+'.join(names)}"
 
 
 def results_folder(config: Config) -> Path:

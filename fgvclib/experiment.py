@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from fgvclib.bounds import BOUNDS
 from fgvclib.config import Config, load_config, results_folder
 from fgvclib.data import Splits, load_splits
-from fgvclib.files import atomic_path, read_json, write_json
+from fgvclib.files import atomic_path, locked, read_json, write_json
 from fgvclib.fixed_boxes import with_fixed_boxes
+from fgvclib.manifest import lock_path
 from fgvclib.runs import Run, train_or_load
 from fgvclib.table2 import ROWS
 
@@ -82,4 +83,5 @@ class Experiment:
     def save_metrics(self, **metrics) -> None:
         """Add values to metrics.json."""
         path = self.folder / "metrics.json"
-        write_json(path, (read_json(path) if path.exists() else {}) | metrics)
+        with locked(lock_path(self.folder, "metrics")):  # notebooks may run at the same time
+            write_json(path, (read_json(path) if path.exists() else {}) | metrics)

@@ -15,7 +15,7 @@ from typing import Any
 
 from fgvclib import __version__
 from fgvclib.config import PROJECT, Config
-from fgvclib.files import read_json, write_json
+from fgvclib.files import locked, read_json, write_json
 
 PACKAGES = (
     "torch",
@@ -36,6 +36,11 @@ PACKAGES = (
 def manifest_path(folder: Path) -> Path:
     """Where the manifest of a results folder is."""
     return folder / "manifest.json"
+
+
+def lock_path(folder: Path, name: str) -> Path:
+    """The lock file for what `name` means in a results folder: a notebook, or a file that several notebooks change."""
+    return folder / ".locks" / f"{name}.lock"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -89,8 +94,9 @@ def forget(folder: Path, config: Config, names: Iterable[str]) -> None:
 
     Raises ValueError as `check_dataset` does.
     """
-    notebooks = read_manifest(folder).get("notebooks", {})
-    _write(folder, config, {name: entry for name, entry in notebooks.items() if name not in set(names)})
+    with locked(lock_path(folder, "manifest")):
+        notebooks = read_manifest(folder).get("notebooks", {})
+        _write(folder, config, {name: entry for name, entry in notebooks.items() if name not in set(names)})
 
 
 def record(folder: Path, config: Config, name: str, entry: dict[str, Any]) -> None:
@@ -99,8 +105,9 @@ def record(folder: Path, config: Config, name: str, entry: dict[str, Any]) -> No
     `entry` holds its hash, parameters, started (UTC, ISO 8601) and minutes. The commit is added to it, since
     notebooks may be run at different ones. Raises ValueError as `check_dataset` does.
     """
-    notebooks = read_manifest(folder).get("notebooks", {})
-    _write(folder, config, {**notebooks, name: {**entry, **code_state()}})
+    with locked(lock_path(folder, "manifest")):
+        notebooks = read_manifest(folder).get("notebooks", {})
+        _write(folder, config, {**notebooks, name: {**entry, **code_state()}})
 
 
 def _write(folder: Path, config: Config, notebooks: dict[str, dict[str, Any]]) -> None:

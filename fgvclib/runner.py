@@ -1,5 +1,7 @@
 """Runs notebooks: one, the whole collection, or a grid; each only if it is not yet done under the same hash.
 
+Several runners may work on one results folder, each on other notebooks or other cells of the grid.
+
 Papermill runs in a process of its own, and so does the kernel. A notebook counts as done only when papermill
 succeeded, the kernel lived, and every code cell was executed: `sys.exit(0)` in a cell satisfies the first
 two, and cells of a killed kernel read "completed".
@@ -23,7 +25,7 @@ from typing import Any
 
 from fgvclib import __version__, manifest
 from fgvclib.config import PROJECT, Config, data_root, load_config, results_folder, results_root
-from fgvclib.files import atomic_path
+from fgvclib.files import atomic_path, locked
 from fgvclib.progress import HEADLESS
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -60,8 +62,8 @@ class NotebookFailed(RuntimeError):
         self.notebook, self.cell, self.error, self.copy = notebook, cell, error, copy
 
 
-class FolderBusy(RuntimeError):
-    """Another runner is writing to the same results folder."""
+class NotebookBusy(RuntimeError):
+    """Another runner is executing the same notebook, or cell of a grid, into the same results folder."""
 
 
 @dataclass(frozen=True)
@@ -184,22 +186,16 @@ def is_done(job: Job) -> bool:
 # Running one notebook
 
 
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Be the only runner on a results folder, or raise FolderBusy. The lock of a dead process is free."""
-    from filelock import FileLock, Timeout
+def notebook_lock(job: Job):
+    """Be the only runner on this job, or raise NotebookBusy. The lock of a dead process is free."""
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        message = f"Another run is writing to {folder}; wait for it or end it, then give the command again."
-        raise FolderBusy(message) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    def busy():
+        raise NotebookBusy(
+            f"Another run is executing {job.name} into {job.folder}; "
+            "wait for it or end it, then give the command again."
+        )
+
+    return locked(manifest.lock_path(job.folder, job.name), busy)
 
 
 @contextmanager
@@ -245,16 +241,20 @@ def run_notebook(
 ) -> Path:
     """Execute a notebook unless that is done; the path of its executed copy. `timeout` is in minutes.
 
-    Raises ValueError or TypeError before anything is run, FolderBusy, and NotebookFailed.
+    Raises ValueError or TypeError before anything is run, NotebookBusy, and NotebookFailed.
     """
     job = plan(notebook, profile, dataset, seeds, overrides, parameters, label)
-    with folder_lock(job.folder):
-        _run(job, timeout, force)
+    _run(job, timeout, force)
     return job.copy
 
 
 def _run(job: Job, timeout: float | None, force: bool) -> bool:
-    """Run one job under the folder's lock; whether it had to be executed."""
+    """Run one job under its lock; whether it had to be executed."""
+    with notebook_lock(job):
+        return _run_locked(job, timeout, force)
+
+
+def _run_locked(job: Job, timeout: float | None, force: bool) -> bool:
     manifest.check_configuration(job.folder, job.config)
     if not force and is_done(job):
         _say(f"{job.name} is done (--force runs it again).")
@@ -404,11 +404,10 @@ def run_all(
         own = {name: value for name, value in (parameters or {}).items() if name in names}
         jobs.append(plan(notebook, profile, dataset, seeds, overrides, own))
     folder, ran = jobs[0].folder, False
-    with folder_lock(folder):
-        for job in jobs:
-            # The comparison reads what the others made.
-            stale = ran and job.notebook.stem.startswith(COMPARISON)
-            ran |= _run(job, timeout, force or stale)
+    for job in jobs:
+        # The comparison reads what the others made.
+        stale = ran and job.notebook.stem.startswith(COMPARISON)
+        ran |= _run(job, timeout, force or stale)
     print_tables(folder)
     _say(f"\nTotal: {(time.monotonic() - began) / 60:.1f} minutes.")
     return folder
@@ -422,20 +421,20 @@ def run_grid(
     overrides: dict[str, Any] | None = None,
     timeout: float | None = None,
     force: bool = False,
+    gather: bool = True,
 ) -> dict[str, str]:
     """Run the ablation for every data set, row and seed, then gather each data set's tables; job → error.
 
-    Without rows, one cell of the grid trains all rows of a seed. What fails does not stop the others, but a
-    data set with a failed cell is not gathered: its tables would hide what is missing.
+    Without rows, one cell of the grid trains all rows of a seed; without `gather`, the cells are all. What fails does
+    not stop the others, but a data set with a failed cell is not gathered: its tables would hide what is missing.
     """
     began = time.monotonic()
     plans = {dataset: _plan_grid(dataset, rows, seeds, profile, overrides) for dataset in datasets}
     failures: dict[str, str] = {}
-    for dataset, (cells, gather) in plans.items():
+    for dataset, (cells, tables) in plans.items():
         try:
-            with folder_lock(gather[0].folder):
-                _run_grid_folder(cells, gather, timeout, force, failures)
-        except (FolderBusy, ValueError) as error:
+            _run_grid_folder(cells, tables if gather else [], timeout, force, failures)
+        except ValueError as error:
             failures[dataset] = str(error)
     _say(f"\nGrid: {sum(len(cells) for cells, _ in plans.values())} cells, {len(failures)} failures, "
          f"{(time.monotonic() - began) / 60:.1f} minutes.")  # fmt: skip
@@ -456,23 +455,24 @@ def _plan_grid(dataset, rows, seeds, profile, overrides) -> tuple[list[Job], lis
     return cells, [ablation, plan(COMPARISON, profile, dataset, seeds, overrides)]
 
 
-def _run_grid_folder(cells, gather, timeout, force, failures) -> None:
+def _run_grid_folder(cells, tables, timeout, force, failures) -> None:
     """Run one data set's part of a grid; errors go into `failures`."""
     complete = True
     for cell in cells:
         complete &= _try(cell, timeout, force, failures)
     if not complete:
-        _say(f"{gather[0].folder.name}: not gathered into tables, as cells of the grid failed.")
+        _say(f"{cells[0].folder.name}: not gathered into tables, as cells of the grid failed.")
         return
-    # The trainings are cached, so this only makes the tables; a comparison may be older than they.
-    if _try(gather[0], timeout, False, failures):
-        _try(gather[1], timeout, True, failures)
+    for number, job in enumerate(tables):
+        # The trainings are cached, so this only makes the tables; a comparison may be older than they.
+        if not _try(job, timeout, number > 0, failures):
+            return
 
 
 def _try(job: Job, timeout: float | None, force: bool, failures: dict[str, str]) -> bool:
     try:
         _run(job, timeout, force)
-    except NotebookFailed as error:
+    except (NotebookFailed, NotebookBusy) as error:
         _say(str(error))
         failures[f"{job.folder.name} {job.name}"] = str(error)
         return False

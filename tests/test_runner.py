@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -142,8 +143,13 @@ def test_failing_cell_is_named_and_a_rerun_works(notebooks, tmp_path):
         (["import os\nos.kill(os.getpid(), 9)", "1"], "the kernel died"),
         (["import sys\nsys.exit(0)", "1"], "SystemExit: 0"),
         (["1", "import sys\nsys.exit(0)"], "SystemExit: 0"),
+        (["bytearray(2**60)", "1"], "MemoryError"),
+        (
+            ["import os\nos.kill(os.getppid(), 9)\nimport time\ntime.sleep(60)", "1"],
+            "papermill ended with exit status -9",
+        ),
     ],
-    ids=["killed", "exit in the middle", "exit at the end"],
+    ids=["killed", "exit in the middle", "exit at the end", "out of memory", "papermill killed"],
 )
 def test_silent_ends_are_failures(notebooks, cells, error, capsys):
     write(notebooks, "03_tiny", *cells)
@@ -293,26 +299,54 @@ def test_own_kernel_wherever_it_is_called(notebooks, tmp_path, monkeypatch):
     assert counted(caller / "here" / "smoke-synthbirds") == [sys.executable, str(notebooks)]
 
 
-def test_one_runner_per_folder(notebooks, capsys):
-    """The lock holds between processes, and dies with its holder."""
-    write(notebooks, "03_tiny", "1")
+def test_one_runner_per_notebook(notebooks, capsys):
+    """The lock holds between processes, and dies with its holder; another notebook of the folder is free."""
+    write(notebooks, "03_tiny", count("'third'"))
+    write(notebooks, "04_tiny", count("'fourth'"))
     folder = results_folder(load_config("smoke"))
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom fgvclib import runner\n"
-        "with runner.folder_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+        "with runner.notebook_lock(runner.plan(sys.argv[1], 'smoke', 'synthbirds', [0])):\n"
+        "    print('held', flush=True)\n    time.sleep(60)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, cwd=config.PROJECT
+        [sys.executable, "-c", code, str(notebooks / "03_tiny.ipynb")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=config.PROJECT,
     ) as other:
         try:
             assert other.stdout.readline() == "held\n"
             assert main(["run", "03", "--profile", "smoke"]) == 1
-            assert f"Another run is writing to {folder}" in capsys.readouterr().err
-            assert not (folder / "notebooks").exists()
+            told = capsys.readouterr().err
+            assert f"Another run is executing 03_tiny into {folder}; wait for it or end it" in told
+            assert counted() == []
+            assert main(["run", "04", "--profile", "smoke"]) == 0
+            assert counted() == ["fourth"]
+            assert main(["run", "all", "--profile", "smoke"]) == 1
         finally:
             other.kill()
-    with runner.folder_lock(folder):
-        pass
+    assert main(["run", "all", "--profile", "smoke"]) == 0
+    assert counted() == ["fourth", "third"]
+
+
+def test_runners_side_by_side_lose_no_entry_of_the_manifest(notebooks, monkeypatch):
+    """What one reads, changes and writes back must not undo what the other did meanwhile."""
+    smoke = load_config("smoke")
+    folder = results_folder(smoke)
+    real = manifest._write
+
+    def slow(*arguments):
+        time.sleep(0.02)
+        real(*arguments)
+
+    monkeypatch.setattr(manifest, "_write", slow)
+    monkeypatch.setattr(manifest, "code_state", dict)
+    names = [f"grid/cell {number}" for number in range(8)]
+    entry = {"hash": "0", "parameters": {"seeds": [0]}}
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: manifest.record(folder, smoke, name, entry), names))
+    assert entries() == set(names)
 
 
 @pytest.fixture
@@ -421,6 +455,31 @@ def test_grid_goes_on_after_a_failing_cell(notebooks, capfd):
     marks.unlink()
     assert main(command) == 0
     assert marks.read_text().splitlines() == ["bad row[3]", "good[3]", "bad row+good[3]", "compared"]
+
+
+def test_interrupted_grid_goes_on_with_what_is_missing(notebooks, capfd):
+    """Ctrl-C in the second of three cells: the first stays done, no tables are made, and a rerun does only the rest."""
+    write(notebooks, "05_ablation", count("'+'.join(rows)"))
+    write(notebooks, "07_comparison", count("'compared'"))
+    command = ["grid", "--rows", "a,b,c", "--seeds", "0", "--profile", "smoke"]
+    real = runner._execute
+
+    def interrupted(job, timeout):
+        if job.parameters["rows"] == ["b"]:
+            raise KeyboardInterrupt
+        return real(job, timeout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_execute", interrupted)
+        assert main(command) == 130
+    assert "the same command goes on from there" in capfd.readouterr().err
+    assert counted() == ["a"] and entries() == {"grid/05_ablation-a-seed0"}
+
+    assert main([*command, "--no-gather"]) == 0
+    assert counted() == ["a", "b", "c"]
+    assert "05_ablation" not in entries()
+    assert main(command) == 0
+    assert counted() == ["a", "b", "c", "a+b+c", "compared"]
 
 
 # Commands
