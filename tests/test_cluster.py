@@ -1,0 +1,156 @@
+"""The grid by Snakemake: which jobs, in which order, retried, killed and continued; and the tables put together."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from fgvclib.aggregate import aggregate
+from fgvclib.cli import main
+from fgvclib.config import PROJECT, load_config
+from fgvclib.table2 import ROWS
+
+SNAKEFILE = PROJECT / "cluster" / "Snakefile"
+SETTINGS = yaml.safe_load((PROJECT / "cluster" / "config.yaml").read_text(encoding="utf-8"))
+SNAKEMAKE = shutil.which("snakemake")
+needs_snakemake = pytest.mark.skipif(SNAKEMAKE is None, reason="Snakemake is not here: pip install -e '.[cluster]'")
+
+# Stands in for `python -m fgvclib …`: notes the command, and makes the executed copies that the real one would make.
+STAND_IN = """#!{python}
+import pathlib, re, sys, time
+command, here = sys.argv[3:], pathlib.Path({here!r})
+with open(here / "commands", "a") as log:
+    log.write(" ".join(command) + "\\n")
+print("working on", command)
+value = dict(zip(command, command[1:]))
+if value.get("--rows") == "No end-to-end" and not (here / "failed").exists():
+    (here / "failed").touch()
+    sys.exit("out of memory")
+if value.get("--rows") == "End-to-end" and (here / "slow").exists():
+    (here / "started").touch()
+    time.sleep(60)
+dataset = value.get("--dataset") or value.get("--datasets")
+copies = here / "results" / ("smoke-" + dataset) / "notebooks"
+if command[0] == "grid" and "--no-gather" in command:
+    label = re.sub("[^A-Za-z0-9.]+", "-", value["--rows"] + "-seed" + value["--seeds"])
+    made = [copies / "grid" / ("05_ablation-" + label + ".ipynb")]
+elif command[0] == "grid":
+    made = [copies / "05_ablation.ipynb", copies / "07_comparison.ipynb"]
+elif command[0] == "run":
+    made = [copies / "04_end_to_end.ipynb"]
+elif command[0] == "aggregate":
+    made = [here / "results" / "tables-smoke-synthbirds+cub200" / name for name in ("table2.csv", "table3.csv")]
+else:
+    made = []
+for path in made:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Starts Snakemake on two cores for 5 rows x 1 seed x 2 data sets, with the stand-in for the real work."""
+    python = tmp_path / "python"
+    python.write_text(STAND_IN.format(python=sys.executable, here=str(tmp_path)))
+    python.chmod(0o755)
+    config = ["profile=smoke", "datasets=synthbirds,cub200", "seeds=4", f"python={python}", "cpus=1"]
+    options = ["--cores", "2", "--retries", "1", "--rerun-incomplete", "--nocolor", "--config", *config]
+    command = [SNAKEMAKE, "-s", str(SNAKEFILE), "--directory", str(tmp_path), *options]
+    return partial(
+        subprocess.Popen,
+        command,
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "FGVC_RESULTS": str(tmp_path / "results"), "HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def commands(folder: Path) -> list[str]:
+    return (folder / "commands").read_text().splitlines()
+
+
+@needs_snakemake
+def test_killed_grid_is_continued_with_what_is_missing(grid, tmp_path):
+    (tmp_path / "slow").touch()
+    process, deadline = grid(), time.monotonic() + 120
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
+    process.communicate(timeout=120)
+    assert process.returncode != 0 and not list((tmp_path / "results").glob("tables-*"))
+    done = {path.name for path in (tmp_path / "results").glob("*/notebooks/grid/*.ipynb")}
+    before = len(commands(tmp_path))
+    (tmp_path / "slow").unlink()
+
+    process = grid()
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, told
+    assert (tmp_path / "results" / "tables-smoke-synthbirds+cub200" / "table3.csv").exists()
+    again = [line for line in commands(tmp_path)[before:] if "--no-gather" in line]
+    assert len(done) + len([line for line in again if "No end-to-end" not in line]) >= 8
+    ran = commands(tmp_path)
+    for dataset in ("synthbirds", "cub200"):
+        cells = [line for line in ran if f"grid --datasets {dataset} " in line and "--no-gather" in line]
+        assert {re.search("--rows (.*) --seeds 4 --no-gather", line)[1] for line in cells} == set(ROWS)
+        tables = f"grid --datasets {dataset} --rows {','.join(ROWS)} --seeds 4 --profile smoke"
+        assert ran.index(tables) > max(ran.index(line) for line in cells)
+        assert ran.index(f"run 04 --dataset {dataset} --seeds 4 --profile smoke") < ran.index(tables)
+    assert ran[-1] == "aggregate --datasets synthbirds,cub200 --profile smoke"
+    failed = [line for line in ran if "No end-to-end" in line and "--no-gather" in line]
+    assert len(failed) == len(set(failed)) + 1  # once more than needed: the retry
+    assert "working on" in (tmp_path / "results/smoke-cub200/logs/Baseline-seed4.log").read_text()
+
+    process = grid()
+    assert "Nothing to be done" in process.communicate(timeout=120)[0]
+    assert commands(tmp_path) == ran
+
+
+def test_grid_of_the_configuration_is_the_papers():
+    assert SETTINGS["rows"] == list(ROWS)
+    assert len(SETTINGS["seeds"]) == 3
+    for dataset in SETTINGS["datasets"]:
+        load_config(SETTINGS["profile"], dataset, **SETTINGS["set"])
+
+
+# --- the tables over data sets
+
+
+def write_tables(root: Path, dataset: str, accuracy: float) -> None:
+    folder = root / f"smoke-{dataset}"
+    folder.mkdir(parents=True)
+    rows = pd.DataFrame({"description": ["Baseline", "End-to-end"], "accuracy_mean": [accuracy, accuracy + 1]})
+    rows.to_csv(folder / "table2.csv", index=False)
+    source = ["paper", "measured here, smoke profile"]
+    table3 = {"method": ["Ours", "End-to-end"], "cub200_2011": [89.5, None], "source": source, "seeds": ["", "0 1"]}
+    pd.DataFrame(table3 | {f"measured_{dataset}": [None, accuracy + 1]}).to_csv(folder / "table3.csv", index=False)
+
+
+def test_tables_of_two_data_sets_are_put_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
+    write_tables(tmp_path, "synthbirds", 60.0)
+    with pytest.raises(ValueError, match=r"smoke-cub200.table2\.csv does not exist; `fgvc grid` makes it"):
+        aggregate("smoke", ["synthbirds", "cub200"])
+    write_tables(tmp_path, "cub200", 70.0)
+    assert main(["aggregate", "--datasets", "synthbirds,cub200", "--profile", "smoke"]) == 0
+    folder = tmp_path / "tables-smoke-synthbirds+cub200"
+    table2 = pd.read_csv(folder / "table2.csv")
+    assert table2.values.tolist() == [["synthbirds", "Baseline", 60], ["synthbirds", "End-to-end", 61],
+                                      ["cub200", "Baseline", 70], ["cub200", "End-to-end", 71]]  # fmt: skip
+    table3 = pd.read_csv(folder / "table3.csv")
+    assert table3["method"].tolist() == ["Ours", "End-to-end"]  # the published row once
+    assert table3["cub200_2011"].isna().tolist() == [False, True]
+    assert table3.loc[1, ["measured_synthbirds", "measured_cub200", "seeds"]].tolist() == [61, 71, "0 1"]
