@@ -170,8 +170,9 @@ def describe_epoch(record: dict, epochs: int) -> str:
 def _predict_test(run: Run) -> pd.DataFrame:
     """Table of `predict` over the test split, computed by all processes on their devices."""
     fixed = run.config.teacher_weights == "imagenet"
-    maps = teacher_maps(run.splits.test, run.config) if fixed else None
     accelerator = create_accelerator()
+    with accelerator.main_process_first():
+        maps = teacher_maps(run.splits.test, run.config) if fixed else None
     loader = accelerator.prepare(evaluation_loader(run.splits.test, run.config, maps))
     model = run.model.to(accelerator.device)
     predictions = predict(model, loader, run.splits.test, run.config.threshold, accelerator.gather_for_metrics)

@@ -50,7 +50,8 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
     schedule = MultiStepLR(optimiser, drops, gamma=config.lr_drop)
     fixed_teacher = criterion.needs_teacher and config.teacher_weights == "imagenet"
-    maps = teacher_maps(splits.train, config) if fixed_teacher else None
+    with accelerator.main_process_first():  # the others find the maps on disk
+        maps = teacher_maps(splits.train, config) if fixed_teacher else None
     loader, sampler = training_loader(splits.train, config, seed, maps)
     validation_loader = evaluation_loader(splits.validation, config)
     identity = {"config": training_values(config), "seed": seed, "class_names": splits.class_names}
