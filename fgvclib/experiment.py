@@ -1,13 +1,15 @@
 """What every notebook opens first: a profile on a data set, its seeds, and the folder that its results go to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from fgvclib.bounds import BOUNDS
 from fgvclib.config import Config, load_config, results_folder
@@ -19,6 +21,7 @@ from fgvclib.runs import Run, train_or_load
 from fgvclib.table2 import ROWS
 
 SETTING_2 = "setting 2"
+MANY_PIXELS = 1_500_000  # a figure of so many would need more than 1 MB as PNG if photos filled it
 
 
 class Experiment:
@@ -50,10 +53,10 @@ class Experiment:
             raise ValueError(f"{row!r} is no row; the rows are {', '.join(rows)}, and {SETTING_2!r}.")
         return replace(self.config, **rows[row])
 
-    def run(self, row: str, seed: int | None = None) -> Run:
+    def run(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run:
         """The run of a row with a seed (the first one where none is given), trained if it is not there yet."""
         seed = self.seeds[0] if seed is None else seed
-        return train_or_load(self.row_config(row), self._splits_of(row), seed, self._run_folder(row, seed))
+        return train_or_load(self.row_config(row), self._splits_of(row), seed, self.run_folder(row, seed), announce)
 
     def _splits_of(self, row: str) -> Splits:
         """Tables of the row: photos that are cut before training carry where."""
@@ -62,10 +65,11 @@ class Experiment:
 
     def has_run(self, row: str, seed: int | None = None) -> bool:
         """Whether the run of a row is there already, so that `run` loads it without training."""
-        return (self._run_folder(row, self.seeds[0] if seed is None else seed) / "metrics.json").exists()
+        return (self.run_folder(row, seed) / "metrics.json").exists()
 
-    def _run_folder(self, row: str, seed: int) -> Path:
-        return self.folder / "runs" / f"{row.replace(' ', '-')}-seed{seed}"
+    def run_folder(self, row: str, seed: int | None = None) -> Path:
+        """Where the run of a row is, or will be."""
+        return self.folder / "runs" / f"{row.replace(' ', '-')}-seed{self.seeds[0] if seed is None else seed}"
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write `<name>.csv` into the results folder."""
@@ -73,11 +77,17 @@ class Experiment:
             table.to_csv(temporary, index=False)
         return self.folder / f"{name}.csv"
 
-    def save_figure(self, figure: Figure, name: str) -> Path:
-        """Write `figures/<name>.png` at 150 dpi."""
+    def save_figure(self, figure: Figure | Image.Image, name: str) -> Path:
+        """Write `figures/<name>.png`, at 150 dpi; a large one, which is full of photos, in a palette of 256 colours."""
         path = self.folder / "figures" / f"{name}.png"
+        if isinstance(figure, Figure):
+            buffer = BytesIO()
+            figure.savefig(buffer, dpi=150, bbox_inches="tight", format="png")
+            figure = Image.open(buffer)
+        if figure.width * figure.height > MANY_PIXELS:
+            figure = figure.convert("RGB").quantize(256)
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+            figure.save(temporary, format="png", optimize=True)
         return path
 
     def save_metrics(self, **metrics) -> None:

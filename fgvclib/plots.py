@@ -32,6 +32,7 @@ BOX_STYLES = {
 }
 SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 ATTENTION_MAP = "magma"
+FRAMES = 8  # epochs that the film strip of a running training has room for
 BOX_NAMES = {"true": "true box", "predicted": r"predicted: AffNet's $\theta$", "target": r"target: from $M$ at $\tau$"}
 
 
@@ -109,7 +110,7 @@ def image_grid(rows: int, columns: int, side: float = 1.8) -> tuple[Figure, np.n
 def show_curves(ax: Axes, curves: Mapping[str, pd.Series], title: str, ylabel: str, xlabel: str = "epoch") -> None:
     """Lines by name, labelled at their right end, where their colour needs no legend to be read."""
     for name, series in curves.items():
-        ax.plot(series.index, series.values, label=name)
+        ax.plot(series.index, series.values, marker="o", markersize=3.5, label=name)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize="small")
@@ -120,14 +121,56 @@ def film_strip(pictures: np.ndarray, trajectories: pd.DataFrame, crop_size: int,
 
     pictures (N, H, W, 3) in [0, 1]; trajectories as in `Run.trajectories`, N photos in the order of `row`.
     """
+    figure, axes = image_grid(len(pictures), len(epochs) + 1, side=1.35)
+    _draw_film(axes, pictures, trajectories, crop_size, epochs)
+    return figure
+
+
+def _draw_film(axes: np.ndarray, pictures: np.ndarray, trajectories: pd.DataFrame, crop_size: int, epochs) -> None:
     rows = sorted(trajectories["row"].unique())
-    figure, axes = image_grid(len(rows), len(epochs) + 1, side=1.35)
     for line, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
         boxes = trajectories[trajectories["row"] == row].set_index("epoch")[["x1", "y1", "x2", "y2"]]
         show_image(axes[line, 0], picture, "photo" if line == 0 else "", {"predicted": boxes.loc[epochs[-1]]})
-        for ax, epoch in zip(axes[line, 1:], epochs, strict=True):
+        for ax, epoch in zip(axes[line, 1:], epochs, strict=False):
             view = cut(picture, boxes.loc[epoch], crop_size)
             show_image(ax, view, f"epoch {epoch}" if line == 0 else "")
+
+
+def loss_curves(history: pd.DataFrame) -> dict[str, pd.Series]:
+    """The weighted loss terms of `Run.history` (index: epoch) that were on, by name, for `show_curves`."""
+    terms = {name: history[f"train_{name}"] for name in ("cross_entropy", "embedding", "attention", "affine")}
+    return {name.replace("_", " "): values for name, values in terms.items() if values.any()}
+
+
+def training_figure(
+    history: pd.DataFrame,
+    epochs: int,
+    pictures: np.ndarray,
+    trajectories: pd.DataFrame,
+    crop_size: int,
+    frames: Sequence[int],
+) -> Figure:
+    """A training of `epochs` so far: loss terms, accuracy and boxes, and below them the crops after some epochs.
+
+    history and trajectories as in `Run`; pictures as for `film_strip`; at most FRAMES epochs as `frames`.
+    """
+    history = history.set_index("epoch")
+    heights = [3.0, 1.2 * len(pictures)]
+    figure = plt.figure(figsize=(10.5, sum(heights)))
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    losses, quality = above.subplots(1, 2)
+    show_curves(losses, loss_curves(history), f"Loss terms, {len(history)} of {epochs} epochs", "weighted loss")
+    scores = {"accuracy": "accuracy", "mean IoU of the boxes": "mean_iou", "boxes with IoU ≥ 0.5": "box_acc_0.5"}
+    curves = {name: history[f"validation_{score}"] for name, score in scores.items()}
+    show_curves(quality, curves, "Validation photos (boxes are scored, never trained on)", "share, or mean IoU")
+    losses.set_yscale("log")
+    quality.set_ylim(0, 1)
+    for ax in (losses, quality):
+        ax.set_xlim(0.5, epochs + 0.5)
+    axes = below.subplots(len(pictures), FRAMES + 1, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    _draw_film(axes, pictures, trajectories, crop_size, frames)
     return figure
 
 
@@ -454,34 +497,6 @@ def binned_accuracy(ax: Axes, correct: pd.DataFrame, by: pd.Series, bins: int = 
         ax.errorbar(places + i * aside, 100 * shares["mean"], 100 * error, marker="os^D"[i % 4], capsize=3, label=name)
     ax.set(ylabel="accuracy, %", ylim=(0, 103))
     ax.legend(loc="lower right", fontsize="small")
-
-
-def explorer_figure(
-    picture: np.ndarray,
-    boxes: Mapping[str, Sequence[float]],
-    attention: Tensor,
-    threshold: float,
-    probabilities: pd.Series,
-    answer: str,
-    captions: Sequence[str],
-) -> Figure:
-    """A photo with boxes; a map (n, n) with the cells above the threshold outlined; the crop; what the classifier says.
-
-    The box "target" is the one that the map gives at the threshold, and the crop is cut there. `captions` for the first
-    three panels.
-    """
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), width_ratios=[1, 1, 1, 1.1])
-    show_image(axes[0], picture, captions[0], boxes)
-    values = min_max_normalise(attention.detach()[None, None]).squeeze()
-    show_attention(axes[1], values, captions[1], {"target": boxes["target"]})
-    fine = values.repeat_interleave(8, 0).repeat_interleave(8, 1).numpy() >= threshold
-    if 0 < fine.mean() < 1:
-        axes[1].contour(fine, levels=[0.5], colors="white", linewidths=1, extent=(0, len(values), 0, len(values)))
-    show_image(axes[2], cut(picture, boxes["target"], 160), captions[2])
-    show_probabilities(axes[3], probabilities, answer)
-    axes[3].set_title("The classifier on this crop (green: the right answer)", fontsize="small")
-    box_legend(figure, list(boxes), {"predicted": BOX_NAMES["predicted"], "target": r"box of this map at $\tau$"})
-    return figure
 
 
 def outline_cells(ax: Axes, cells: np.ndarray, **style) -> None:
