@@ -9,7 +9,7 @@ SEEDS ?= 0
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce lab test clean
+.PHONY: help setup reproduce lab app test clean
 
 help: ## List the targets
 	@echo "Targets:"
@@ -27,6 +27,9 @@ reproduce: .venv/.installed ## Run every notebook, write results/<profile>-<data
 
 lab: .venv/.installed ## Open JupyterLab on the notebooks, with the project's own kernel
 	.venv/bin/fgvc lab
+
+app: .venv/.installed ## Serve the explorer (notebook 09) as a web app, on this machine
+	.venv/bin/fgvc app --profile "$(PROFILE)" --dataset "$(DATASET)"
 
 test: .venv/.installed ## Check style and run the test suite
 	.venv/bin/ruff check

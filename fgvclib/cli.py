@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status. Errors of the user's are one sentence, not a traceback."""
     parser = _parser()
     arguments, extra = parser.parse_known_args(argv)
-    if extra and arguments.command is not _lab:
+    if extra and arguments.command not in (_lab, _app):
         parser.error(f"unknown arguments: {' '.join(extra)}")
     arguments.extra = extra
     try:
@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_list)
     lab = commands.add_parser("lab", help="open JupyterLab; further arguments are passed on")
     lab.set_defaults(command=_lab)
+    app = commands.add_parser("app", help="serve the explorer as a web app; further arguments go to Voilà")
+    _add_where(app)
+    app.set_defaults(command=_app)
     return parser
 
 
@@ -253,3 +256,12 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _lab(arguments: argparse.Namespace) -> int:
     return runner.lab(arguments.extra)
+
+
+def _app(arguments: argparse.Namespace) -> int:
+    from fgvclib.experiment import Experiment  # imports torch
+
+    overrides = _overrides(arguments)
+    # Where nothing is trained yet, better one line an epoch in the terminal than a page that waits for minutes.
+    Experiment(arguments.profile, arguments.dataset, overrides=overrides).run("End-to-end")
+    return runner.app(arguments.profile, arguments.dataset, overrides, arguments.extra)

@@ -29,12 +29,13 @@ from fgvclib.files import atomic_path, locked
 from fgvclib.progress import HEADLESS
 
 NOTEBOOKS = PROJECT / "notebooks"
-ABLATION, COMPARISON = "05", "07"
+ABLATION, COMPARISON, EXPLORER = "05", "07", "09"
 COMMON = ("profile", "dataset", "seeds", "overrides")  # parameters of every notebook
 TABLES = ("table1", "table2", "table3")
 GRACE_SECONDS = 20  # for a stopped training to save
 START_SECONDS = 300  # for a kernel to start on a busy machine
 DEAD_KERNEL = 138
+UPLOADS = {"websocket_max_message_size": 100 * 2**20}  # bytes; a photo of a phone is beyond the default, 10 MiB
 
 # os.read returns when this process is gone, however it ended: then no training may go on writing unguarded.
 CHILD = f"""
@@ -532,8 +533,26 @@ def describe(notebooks: Iterable[Path]) -> str:
 def lab(arguments: Sequence[str] = ()) -> int:
     """Open JupyterLab on the notebooks, with this interpreter as its `python3`; its exit status."""
     with own_kernel() as environment:
-        command = [sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *arguments]
-        process = subprocess.Popen(command, env=environment)
-        while True:
-            with suppress(KeyboardInterrupt):  # JupyterLab gets it too, and asks
-                return process.wait()
+        quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        uploads = f"--ServerApp.tornado_settings={UPLOADS}"
+        return _serve([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *quiet, uploads, *arguments], environment)
+
+
+def app(profile: str, dataset: str, overrides: dict[str, Any] | None = None, arguments: Sequence[str] = ()) -> int:
+    """Serve the explorer's notebook, with these parameters, as an app; Voilà's exit status."""
+    from papermill.iorw import load_notebook_node, write_ipynb
+    from papermill.parameterize import parameterize_notebook
+
+    job = plan(EXPLORER, profile, dataset, [0], overrides)
+    with own_kernel() as environment, tempfile.TemporaryDirectory(prefix="fgvc-app-") as folder:
+        served = str(Path(folder) / job.notebook.name)
+        write_ipynb(parameterize_notebook(load_notebook_node(str(job.notebook)), job.parameters), served)
+        uploads = f"--Voila.tornado_settings={UPLOADS}"
+        return _serve([sys.executable, "-m", "voila", served, uploads, *arguments], environment)
+
+
+def _serve(command: Sequence[str], environment: dict[str, str]) -> int:
+    process = subprocess.Popen(command, env=environment)
+    while True:
+        with suppress(KeyboardInterrupt):  # the server gets it too, and asks or ends
+            return process.wait()

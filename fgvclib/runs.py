@@ -119,9 +119,9 @@ def _train(run: Run, announce: Callable[[str], None]) -> None:
     try:
         for record in train(run.config, run.splits, run.seed, run.checkpoint):
             records.append(record)
-            announce(f"{name}: {describe_epoch(record, run.config.epochs)}")
             if main:
                 _write_history(run, records)
+            announce(f"{name}: {describe_epoch(record, run.config.epochs)}")  # what it is about can be read by now
     except KeyboardInterrupt:
         epochs = f"epoch {len(records)} of {run.config.epochs}"
         announce(
