@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from fgvclib.affnet import AttentionPreprocessor
 from fgvclib.canvas import Panel, attention_picture, bars_picture, compose, mask_picture, to_jpeg
-from fgvclib.data import BOX, evaluation_loader, photo_tensor
+from fgvclib.data import BOX, evaluation_loader, to_input
 from fgvclib.experiment import SETTING_2, Experiment
 from fgvclib.geometry import (
     IDENTITY_THETA,
@@ -32,7 +33,9 @@ from fgvclib.geometry import (
     min_max_normalise,
     theta_to_box,
 )
+from fgvclib.inference import readable
 from fgvclib.model import EndToEndModel
+from fgvclib.photos import open_photo
 from fgvclib.plots import BOX_STYLES, photo_batch, shorten, to_picture
 from fgvclib.progress import HEADLESS
 from fgvclib.table2 import ROWS
@@ -107,15 +110,15 @@ def answer(model: EndToEndModel, image: Tensor, attention: Tensor, tau: float, s
     return Answer(min_max_normalise(attention)[0, 0], mask[0, 0], boxes, iou, views, probabilities)
 
 
-def read_upload(content: bytes, name: str, size: int) -> Image.Image:
-    """An uploaded file → a square RGB photo, upright as the camera meant it. Raises ValueError with a sentence."""
-    try:
-        with Image.open(BytesIO(content)) as photo:
-            photo.draft("RGB", (size, size))  # decodes a large JPEG at a fraction of its size
-            upright = ImageOps.exif_transpose(photo).convert("RGB")
-            return upright.resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(f"{name} can not be read as a photo ({error}); choose a JPEG or PNG file.") from error
+def read_upload(content: bytes, name: str) -> Image.Image:
+    """An uploaded file → an upright RGB photo. Raises OSError with a sentence."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, Path(name).name)
+        path.write_bytes(content)
+        try:
+            return open_photo(path)
+        except OSError as error:
+            raise OSError(str(error).replace(str(path), path.name)) from error
 
 
 class Explorer:
@@ -125,7 +128,7 @@ class Explorer:
         self.config = experiment.config
         self.experiment = experiment
         self.rows = [row for row in [*reversed(ROWS), SETTING_2] if experiment.has_run(row)]
-        self.classes = [name.split(".")[-1].replace("_", " ") for name in experiment.splits.class_names]
+        self.classes = [readable(name) for name in experiment.splits.class_names]
         self._models: dict[str, EndToEndModel] = {}
         self._seen: tuple[str, Photo, Seen] | None = None
 
@@ -144,11 +147,12 @@ class Explorer:
         """A row of the test table."""
         row = self.experiment.splits.test.iloc[number]
         image = photo_batch(self.experiment.splits.test.iloc[[number]], self.config)
-        return Photo(image, f"test photo {number}", self.classes[row["label"]], tuple(row[BOX]))
+        true_box = tuple(row[BOX]) if "x1" in row else None  # not every data set has boxes
+        return Photo(image, f"test photo {number}", self.classes[row["label"]], true_box)
 
     def uploaded_photo(self, content: bytes, name: str) -> Photo:
-        """A file that somebody uploaded. Raises ValueError where it is no photo."""
-        return Photo(photo_tensor(read_upload(content, name, self.config.image_size), self.config), name)
+        """A file that somebody uploaded. Raises OSError where it is no photo."""
+        return Photo(to_input(read_upload(content, name), self.config).unsqueeze(0), name)
 
     def draw(
         self,
@@ -312,7 +316,7 @@ class ExplorerPanel:
         file = self.controls["upload"].value[0]
         try:
             self.photo = self.explorer.uploaded_photo(bytes(file["content"]), file["name"])
-        except ValueError as error:
+        except OSError as error:
             self.status.value = _message(str(error), colour="#B00020")
         else:
             self._redraw()

@@ -161,7 +161,8 @@ def training_figure(
     losses, quality = above.subplots(1, 2)
     show_curves(losses, loss_curves(history), f"Loss terms, {len(history)} of {epochs} epochs", "weighted loss")
     scores = {"accuracy": "accuracy", "mean IoU of the boxes": "mean_iou", "boxes with IoU ≥ 0.5": "box_acc_0.5"}
-    curves = {name: history[f"validation_{score}"] for name, score in scores.items()}
+    scores = {name: f"validation_{score}" for name, score in scores.items()}
+    curves = {name: history[score] for name, score in scores.items() if score in history}  # boxes, where there are any
     show_curves(quality, curves, "Validation photos (boxes are scored, never trained on)", "share, or mean IoU")
     losses.set_yscale("log")
     quality.set_ylim(0, 1)
