@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +20,6 @@ from fgvclib.runs import Run, train_or_load
 from fgvclib.table2 import ROWS
 
 SETTING_2 = "setting 2"
-MANY_PIXELS = 1_500_000  # a figure of so many would need more than 1 MB as PNG if photos filled it
 
 
 class Experiment:
@@ -78,16 +76,13 @@ class Experiment:
         return self.folder / f"{name}.csv"
 
     def save_figure(self, figure: Figure | Image.Image, name: str) -> Path:
-        """Write `figures/<name>.png`, at 150 dpi; a large one, which is full of photos, in a palette of 256 colours."""
+        """Write `figures/<name>.png`, a matplotlib figure at 150 dpi."""
         path = self.folder / "figures" / f"{name}.png"
-        if isinstance(figure, Figure):
-            buffer = BytesIO()
-            figure.savefig(buffer, dpi=150, bbox_inches="tight", format="png")
-            figure = Image.open(buffer)
-        if figure.width * figure.height > MANY_PIXELS:
-            figure = figure.convert("RGB").quantize(256)
         with atomic_path(path) as temporary:
-            figure.save(temporary, format="png", optimize=True)
+            if isinstance(figure, Figure):
+                figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+            else:
+                figure.save(temporary, format="png", optimize=True)
         return path
 
     def save_metrics(self, **metrics) -> None:
