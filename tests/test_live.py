@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from fgvclib import live, runs
+from fgvclib.checkpoints import read_checkpoint
 from fgvclib.experiment import Experiment
 from fgvclib.live import TrainingStopped, TrainingView
 from fgvclib.progress import HEADLESS
-from fgvclib.training import read_checkpoint
 
 
 @pytest.fixture
