@@ -1,5 +1,6 @@
 """The course: student notebooks made from the instructor's, checks that explain, and marking."""
 
+import re
 from copy import deepcopy
 
 import nbformat
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from fgvclib import checks, course
 from fgvclib.affnet import AffNet
 from fgvclib.cli import main
-from fgvclib.evaluation import count_parameters
+from fgvclib.config import PROJECT
 
 INSTRUCTOR = sorted(course.INSTRUCTOR.glob("*.ipynb"))
 EXERCISES = {"E1_map_to_box": [1, 2, 3, 4], "E2_gradients": [5, 6, 7], "E3_failures_and_teachers": [8, 9, 10]}
@@ -87,6 +88,14 @@ def test_the_command_writes_what_has_changed(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("unchanged: ") == len(INSTRUCTOR) - 1
 
 
+TEACHING = PROJECT / "docs" / "teaching.md"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)", TEACHING.read_text(encoding="utf-8")))))
+def test_the_teachers_page_links_to_what_exists(target):
+    assert (TEACHING.parent / target).exists()
+
+
 # Checks: what they accept is tested through the instructor's notebooks, below
 
 
@@ -125,10 +134,13 @@ def maxima(mask):
     return mask.max(dim=0).values, mask.max(dim=1).values
 
 
+def learnt(*layers):
+    return sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+
+
 def counts(n, h):
-    split = torch.nn.Sequential(torch.nn.Linear(n, h), torch.nn.BatchNorm1d(h), torch.nn.Linear(h, 2))
-    whole = torch.nn.Sequential(torch.nn.Linear(n * n, h), torch.nn.BatchNorm1d(h), torch.nn.Linear(h, 4))
-    return 2 * count_parameters(split), count_parameters(whole)
+    split = 2 * learnt(torch.nn.Linear(n, h), torch.nn.BatchNorm1d(h), torch.nn.Linear(h, 2))
+    return split, learnt(torch.nn.Linear(n * n, h), torch.nn.BatchNorm1d(h), torch.nn.Linear(h, 4))
 
 
 def filled(mask):
@@ -286,7 +298,7 @@ def test_every_check_is_tried_with_two_mistakes():
 
 
 def test_the_exercise_counts_the_parameters_of_affnet():
-    assert counts(14, 128)[0] == count_parameters(AffNet(14, preprocess=False)) == 4868
+    assert counts(14, 128)[0] == learnt(AffNet(14, preprocess=False)) == 4868
 
 
 def test_toy_gradients_without_betas_are_the_local_losses():
