@@ -18,6 +18,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from fgvclib.files import atomic_path
+from fgvclib.progress import HEADLESS
 from fgvclib.runner import NOTEBOOKS, START_SECONDS, own_kernel
 
 INSTRUCTOR = NOTEBOOKS / "exercises" / "instructor"
@@ -147,8 +148,10 @@ def _execute(notebook: NotebookNode) -> NotebookNode:
     with tempfile.TemporaryDirectory(prefix="fgvc-grade-") as folder, own_kernel() as environment:
         copy = Path(folder) / "submission.ipynb"
         nbformat.write(notebook, copy)
+        environment[HEADLESS] = "1"
         command = [sys.executable, "-P", "-c", _EXECUTE, str(copy), folder, str(CELL_SECONDS), str(START_SECONDS)]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if ended.returncode != 0:  # a dead kernel: what was executed before it counts
-            print(ended.stderr.strip().splitlines()[-1], file=sys.stderr)
-        return nbformat.read(copy, 4)
+        executed = nbformat.read(copy, 4)
+        if not any(cell.get("execution_count") for cell in executed.cells):
+            raise OSError(f"No cell could be executed: {ended.stderr.strip()[-500:]}")
+        return executed  # as far as it came, where the kernel died on the way
