@@ -107,14 +107,19 @@ def grade(path: Path | str) -> dict[int, dict]:
     executed = _execute(_with_original_checks(path))
     verdicts = {}
     for cell in executed.cells:
-        for output in cell.get("outputs", []):
-            found = output.get("data", {}).get(VERDICT)
-            if found:
-                verdicts[found["exercise"]] = {"passed": found["passed"], "message": found["message"]}
-            elif output.output_type == "error" and cell.metadata.get("exercise"):
-                message = f"The check could not run ({output.ename}: {output.evalue})."
-                verdicts[cell.metadata.exercise] = {"passed": False, "message": message}
+        if "exercise" in cell.metadata:
+            verdicts[cell.metadata.exercise] = _verdict(cell.outputs)
     return dict(sorted(verdicts.items()))
+
+
+def _verdict(outputs: list[NotebookNode]) -> dict:
+    """What an executed check cell says; one that stopped, or was never reached, says no."""
+    for output in outputs:
+        if VERDICT in output.get("data", {}):
+            return {key: output.data[VERDICT][key] for key in ("passed", "message")}
+        if output.output_type == "error":
+            return {"passed": False, "message": f"The check could not run ({output.ename}: {output.evalue})."}
+    return {"passed": False, "message": "The check was not reached; run the notebook from top to bottom."}
 
 
 def _with_original_checks(path: Path) -> NotebookNode:
@@ -133,15 +138,22 @@ def _with_original_checks(path: Path) -> NotebookNode:
 def _merged(submission: NotebookNode, original: NotebookNode) -> NotebookNode:
     """The submission, with the original's text in all cells but exercises; lost ones come back at the end."""
     known = {cell.id: cell for cell in original.cells}
-    cells = [
-        known[cell.id] if cell.id in known and "exercise" not in _tags(known[cell.id]) else cell
-        for cell in submission.cells
-    ]
-    present = {cell.id for cell in cells}
-    cells += [cell for cell in original.cells if cell.id not in present]
     merged = deepcopy(original)
-    merged.cells = cells
+    merged.cells = [_trusted(cell, known.get(cell.get("id"))) for cell in submission.cells]
+    present = {cell.id for cell in merged.cells}
+    merged.cells += [cell for cell in original.cells if cell.id not in present]
     return merged
+
+
+def _trusted(cell: NotebookNode, original: NotebookNode | None) -> NotebookNode:
+    """The original of a cell; of an exercise or an added cell, the student's source without outputs and metadata."""
+    if original is not None and "exercise" not in _tags(original):
+        return original
+    clean = deepcopy(cell)
+    clean.metadata = NotebookNode()
+    if clean.cell_type == "code":
+        clean.outputs, clean.execution_count = [], None
+    return clean
 
 
 def _execute(notebook: NotebookNode) -> NotebookNode:

@@ -340,7 +340,9 @@ def test_marking_does_not_believe_an_edited_check(tmp_path, monkeypatch, capsys)
         if cell.metadata.get("exercise") == 5:
             cell.source = "checks.Verdict(5, True, 'trust me')"
     submission.cells = [cell for cell in submission.cells if cell.metadata.get("exercise") != 6]
-    submission.cells.insert(3, nbformat.v4.new_code_cell("mine = 1"))
+    forged = nbformat.v4.new_output("execute_result", data=checks.Verdict(6, True, "forged")._repr_mimebundle_())
+    added = nbformat.v4.new_code_cell("mine = 1", outputs=[forged], metadata={"exercise": 6})
+    submission.cells.insert(3, added)
     path = tmp_path / "anna.ipynb"
     nbformat.write(submission, path)
     merged = course._with_original_checks(path)
@@ -352,7 +354,8 @@ def test_marking_does_not_believe_an_edited_check(tmp_path, monkeypatch, capsys)
     output = nbformat.v4.new_output("execute_result", data=verdict._repr_mimebundle_())
     monkeypatch.setattr(course, "_execute", lambda notebook: _with_output(notebook, 5, output))
     assert main(["grade", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: 0 of 1 right\n  ✗ 5  No gradient.\n"
+    told = capsys.readouterr().out
+    assert told.startswith(f"{path}: 0 of 3 right\n  ✗ 5  No gradient.\n  ✗ 6  The check was not reached")
 
 
 def _with_output(source, exercise, output):
