@@ -151,6 +151,11 @@ def into_theta(parts, beta_aff):
     return beta_aff * parts["classification"]["theta"] + parts["affine"]["theta"]
 
 
+def into_A(parts, beta_att, beta_aff):
+    local = beta_att * parts["affine"]["A"] + parts["attention"]["A"]
+    return beta_att * beta_aff * parts["classification"]["A"] + local
+
+
 def att_scaled(parts, beta_att, beta_aff):
     """The mistake that beta_att scales the local loss, too."""
     return beta_att * (beta_aff * parts["classification"]["A"] + parts["affine"]["A"] + parts["attention"]["A"])
@@ -205,8 +210,7 @@ RIGHT = [
     (checks.soft_mask, [soft_mask]),
     (checks.two_axes, [maxima, filled, counts]),
     (checks.gradient_scaling, [lambda x, b: x.detach() + b * (x - x.detach())]),
-    (checks.total_gradients, [
-        lambda p, a, b: a * b * p["classification"]["A"] + a * p["affine"]["A"] + p["attention"]["A"], into_theta]),
+    (checks.total_gradients, [into_A, into_theta]),
     (checks.centre_update, [move]),
     (checks.stuck_runs, [lambda scores: STUCK, SCORES]),
     (checks.diagnosis, [diagnose]),
@@ -245,8 +249,7 @@ WRONG = [
     (checks.hull, [lambda a, t: hull(a, t, far=0)], "one cell short"),
     (checks.hull, [lambda a, t: hull(a, t, swap=True)], "x and y are swapped"),
     (checks.hull, [lambda a, t: hull(a, t, normalise=False)], "min-max normalise first"),
-    (checks.hull, [lambda a, t: hull(a, t) if a[5, 6] == 0 or a.min() == a.max() else hull(a.clamp_max(0.9), 0.99)],
-     "ALL cells"),
+    (checks.hull, [lambda a, t: hull(a, t + 1e-4)], "ALL cells"),
     (checks.soft_mask, [lambda A, w, k: (normalised(A) >= w).float()], "hard threshold"),
     (checks.soft_mask, [lambda A, w, k: torch.sigmoid(k * (normalised(A) - w))], "left out the ReLU"),
     (checks.soft_mask, [lambda A, w, k: soft_mask(A, w.item(), k)], "no gradient reaches w_tau"),
@@ -255,12 +258,13 @@ WRONG = [
     (checks.two_axes, [maxima, lambda m: m, counts], "the same mask"),
     (checks.two_axes, [maxima, lambda m: m.roll(1, dims=0), counts], "another maximum in row 1"),
     (checks.two_axes, [maxima, filled, lambda n, h: (counts(n, h)[0] / 2, counts(n, h)[1])], "AffNet has two"),
-    (checks.two_axes, [maxima, filled, lambda n, h: (4 * h + 2 * n * h, n * n * h + 4 * h)], "one for each"),
+    (checks.two_axes, [maxima, filled, lambda n, h: torch.tensor(counts(n, h)) - torch.tensor([4 * h, 2 * h])],
+     "left out the BatchNorm"),
     (checks.gradient_scaling, [lambda x, b: b * x], "the forward value is beta"),
     (checks.gradient_scaling, [lambda x, b: x.detach()], "cuts everything"),
     (checks.gradient_scaling, [lambda x, b: x], "beta has no effect"),
     (checks.gradient_scaling, [lambda x, b: (1 - b) * x + b * x.detach()], "swapped"),
-    (checks.total_gradients, [None, lambda p, b: b * (p["classification"]["theta"] + p["affine"]["theta"])],
+    (checks.total_gradients, [into_A, lambda p, b: b * (p["classification"]["theta"] + p["affine"]["theta"])],
      "L_aff is the local loss"),
     (checks.total_gradients, [att_scaled, into_theta], "beta_att scales your L_att as well"),
     (checks.total_gradients, [lambda p, a, b: a * b * p["classification"]["A"] + p["affine"]["A"] + p["attention"]["A"],
