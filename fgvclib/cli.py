@@ -1,4 +1,4 @@
-"""The command `fgvc`: run notebooks, show results, make data, recognise photos, open JupyterLab.
+"""The command `fgvc`: run notebooks, show results, make data, recognise photos, open JupyterLab, mark exercises.
 
 Exit status: 0 done, 1 something failed, 2 a wrong command, 130 interrupted.
 """
@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--csv", type=Path, metavar="FILE", help="write the table there, too")
     predict.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     predict.set_defaults(command=_predict)
+
+    course = commands.add_parser("course", help="make the student notebooks from the instructor's")
+    course.set_defaults(command=_course)
+    grade = commands.add_parser("grade", help="run the checks of handed-in exercise notebooks (executes their code)")
+    grade.add_argument("submission", nargs="+", help="a student's copy of a notebook in notebooks/exercises/student")
+    grade.set_defaults(command=_grade)
 
     show = commands.add_parser("list", help="show the notebooks and their parameters")
     show.set_defaults(command=_list)
@@ -247,6 +253,25 @@ def _predict(arguments: argparse.Namespace) -> int:
     for sentence in [*recogniser.remarks(), *failures]:
         print(sentence, file=sys.stderr)
     return 1 if failures else 0
+
+
+def _course(arguments: argparse.Namespace) -> int:
+    from fgvclib import course  # imports nbformat
+
+    for line in course.build():
+        print(line)
+    return 0
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    from fgvclib import course
+
+    for submission in arguments.submission:
+        verdicts = course.grade(submission)
+        print(f"{submission}: {sum(verdict['passed'] for verdict in verdicts.values())} of {len(verdicts)} right")
+        for number, verdict in verdicts.items():
+            print(f"  {'✓' if verdict['passed'] else '✗'} {number}  {verdict['message']}", flush=True)
+    return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
