@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_where(tables)
     tables.set_defaults(command=_tables)
 
-    data = commands.add_parser("data", help="make a data set ready")
-    data.add_argument("dataset", choices=DATASETS)
+    data = commands.add_parser("data", help="make a data set ready and check all of it")
+    data.add_argument("dataset", choices=DATASETS, help="downloaded, drawn, or brought by you: see data/README.md")
     _add_where(data, dataset=False)
     data.set_defaults(command=_data)
 
@@ -179,9 +179,9 @@ def _tables(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from fgvclib.data import prepare_dataset  # imports torch
+    from fgvclib.datasets import verify_dataset  # imports torch
 
-    print(prepare_dataset(_config(arguments)))
+    print(verify_dataset(_config(arguments)))
     return 0
 
 

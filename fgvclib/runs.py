@@ -14,6 +14,7 @@ import pandas as pd
 
 from fgvclib.config import Config, training_values
 from fgvclib.data import BOX, Splits, evaluation_loader
+from fgvclib.datasets import has_boxes
 from fgvclib.evaluation import predict, summarise
 from fgvclib.files import atomic_path, read_json, write_json
 from fgvclib.model import EndToEndModel, build_model
@@ -80,7 +81,8 @@ def train_or_load(
 
 def _train(run: Run, announce: Callable[[str], None]) -> None:
     name = run.folder.name
-    announce(f"{name}: training {run.config.epochs} epochs on {len(run.splits.train)} photos")
+    unscored = "" if has_boxes(run.splits.test) else "; there are no true boxes, so localisation is not scored"
+    announce(f"{name}: training {run.config.epochs} epochs on {len(run.splits.train)} photos{unscored}")
     run.folder.mkdir(parents=True, exist_ok=True)
     records, boxes, log = [], [], []
     for record in train(run.config, run.splits, run.seed, run.folder / "checkpoint.pt"):

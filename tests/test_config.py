@@ -55,7 +55,7 @@ def test_overrides_replace_values_and_nothing_else():
     "arguments, overrides, message",
     [
         (("huge",), {}, "'huge'; choose one of smoke, cpu, paper"),
-        (("cpu", "cars"), {}, "'cars'; choose one of synthbirds, cub200"),
+        (("cpu", "dogs"), {}, "'dogs'; choose one of synthbirds, cub200, aircraft, cars, folder"),
         (("cpu",), {"epoch": 3}, "'epoch' is no configuration key; the keys are: .*epochs"),
         (("cpu",), {"hash": 3}, "'hash' is no configuration key"),
     ],
