@@ -109,10 +109,10 @@ def _with_relative_boxes(photos: pd.DataFrame, cut_bottom: int) -> pd.DataFrame:
     boxes = (photos[BOX].to_numpy() / np.tile(sizes, 2)).clip(0, 1)
     empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)  # False where there is no box
     if empty.any():
-        photo, size = photos[empty].iloc[0], sizes[empty][0].astype(int)
+        (path, *box), (width, height) = photos[["path", *BOX]][empty].values.tolist()[0], sizes[empty][0]
         raise ValueError(
-            f"The box {photo[BOX].tolist()} of {photo['path']} lies outside the photo of {size[0]}x{size[1]} pixels or "
-            "is empty; correct the boxes, or restore them with the photos."
+            f"The box {box} of {path} lies outside the photo of {width:.0f}x{height:.0f} pixels or is empty; correct "
+            "the boxes, or restore them with the photos."
         )
     photos[BOX] = boxes
     return photos
