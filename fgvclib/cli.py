@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except KeyboardInterrupt:
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
-    except (runner.NotebookFailed, runner.FolderBusy, OSError) as error:
+    except (runner.NotebookFailed, runner.FolderBusy, OSError, ImportError) as error:
         return _complain(error, 1)
     except (ValueError, TypeError) as error:
         return _complain(error, 2)

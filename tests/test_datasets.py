@@ -304,6 +304,13 @@ def test_published_counts():
     }
 
 
+def test_check_tells_a_box_outside_its_photo(root):
+    path = tiny_copies.folder_with_boxes(root)
+    replace_in(path / "boxes.csv", "train/Auk/0.jpg,1,2,20,25", "train/Auk/0.jpg,1,60,20,80")
+    with pytest.raises(ValueError, match="0.jpg lies outside the photo of 40x50"):
+        verify_dataset(config_for("folder"))
+
+
 def test_check_says_where_localisation_is_not_scored(root):
     tiny_copies.own_folder(root)
     assert "none with a true box, so localisation is not scored" in verify_dataset(config_for("folder"))
@@ -471,11 +478,12 @@ def _parts_with_label_7() -> dict[str, list[dict]]:
     return parts
 
 
-def test_parquet_without_pyarrow(root, monkeypatch):
+def test_parquet_without_pyarrow(root, monkeypatch, capsys):
     tiny_copies.cars_parquet(root)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match="pip install pyarrow"):
-        load_splits(config_for("cars"))
+    assert main(["data", "cars"]) == 1
+    error = capsys.readouterr().err
+    assert "pip install pyarrow" in error and error.count("\n") == 1
 
 
 def move_photo(path: Path) -> None:

@@ -154,6 +154,7 @@ def verify_dataset(config: Config) -> str:
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for _ in progress(pool.map(read_photo, photos["path"]), "checking photos", total=len(photos)):
             pass
+    _with_relative_boxes(photos, config.cut_bottom)
     boxed = int(photos[BOX].notna().all(axis=1).sum())
     boxes = f"{boxed:,} with a true box" if boxed else "none with a true box, so localisation is not scored"
     return f"{root}: {there}, {boxes}; every photo can be read."
