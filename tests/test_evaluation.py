@@ -127,6 +127,11 @@ def test_trivial_localisers_by_hand():
     assert scores["box_acc_0.3"].tolist() == [0.5, 0.5] and scores["box_acc_0.5"].tolist() == [0, 0.5]
 
 
+def test_trivial_localisers_are_scored_where_there_is_a_true_box():
+    photos = pd.DataFrame([[0.0, 0.0, 1.0, 1.0], [float("nan")] * 4], columns=["x1", "y1", "x2", "y2"])
+    assert trivial_localisers(photos).loc["whole image"].tolist() == [1] * 4
+
+
 def test_parameters_are_counted():
     assert count_parameters(torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3))) == 18 + 6
 
