@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from fgvclib.config import DATASETS, PROFILES, Config, load_config
 from fgvclib.data import PhotoDataset
 from fgvclib.datasets import load_splits
-from fgvclib.datasets import photos as photo_files
+from fgvclib.datasets import pixels as photo_files
 
 THEIRS = "torchvision ImageFolder"
 

@@ -29,9 +29,9 @@ from fgvclib.datasets import (
     read_dataset,
     verify_dataset,
 )
-from fgvclib.datasets import photos as photo_files
+from fgvclib.datasets import pixels as photo_files
 from fgvclib.datasets.boxed import BoxedPhotos
-from fgvclib.datasets.photos import load_pixels, photo_size, read_photo
+from fgvclib.datasets.pixels import load_pixels, photo_size, read_photo
 from fgvclib.datasets.tables import COLUMNS
 from fgvclib.training import train
 
