@@ -179,7 +179,7 @@ def _tables(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from fgvclib.datasets import verify_dataset  # imports torch
+    from fgvclib.datasets import verify_dataset  # imports pandas
 
     print(verify_dataset(_config(arguments)))
     return 0

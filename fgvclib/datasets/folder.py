@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torchvision.datasets import ImageFolder
 
 from fgvclib.config import Config, folder_root
 from fgvclib.datasets.tables import BOX, COLUMNS, numbers, same_name
@@ -51,7 +50,9 @@ def read_by_class(root: Path) -> tuple[pd.DataFrame, list[str]]:
     return photos.assign(image_id=photos.index + 1, **dict.fromkeys(BOX, np.nan))[COLUMNS], train.classes
 
 
-def _listing(folder: Path) -> ImageFolder:
+def _listing(folder: Path):
+    from torchvision.datasets import ImageFolder  # imports torch, which the other data sets are read without
+
     try:
         return ImageFolder(str(folder))
     except FileNotFoundError as error:
