@@ -65,7 +65,7 @@ def test_overrides_replace_values_and_nothing_else():
 @pytest.mark.parametrize(
     "arguments, overrides, message",
     [
-        (("huge",), {}, "'huge'; choose one of smoke, cpu, paper"),
+        (("huge",), {}, "'huge'; choose one of smoke, cpu, photos, paper"),
         (("cpu", "dogs"), {}, "'dogs'; choose one of synthbirds, cub200, aircraft, cars, folder"),
         (("cpu",), {"epoch": 3}, "'epoch' is no configuration key; the keys are: .*epochs"),
         (("cpu",), {"hash": 3}, "'hash' is no configuration key"),
