@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except KeyboardInterrupt:
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
-    except (runner.NotebookFailed, runner.NotebookBusy, OSError) as error:
+    except (runner.NotebookFailed, runner.NotebookBusy, OSError, ImportError) as error:
         return _complain(error, 1)
     except (ValueError, TypeError) as error:
         return _complain(error, 2)
@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
     train.set_defaults(command=_train)
 
-    data = commands.add_parser("data", help="make a data set ready")
-    data.add_argument("dataset", choices=DATASETS)
+    data = commands.add_parser("data", help="make a data set ready and check all of it")
+    data.add_argument("dataset", choices=DATASETS, help="downloaded, drawn, or brought by you: see data/README.md")
     _add_where(data, dataset=False)
     data.set_defaults(command=_data)
 
@@ -224,9 +224,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from fgvclib.data import prepare_dataset  # imports torch
+    from fgvclib.datasets import verify_dataset  # imports pandas
 
-    print(prepare_dataset(_config(arguments)))
+    print(verify_dataset(_config(arguments)))
     return 0
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-DATASETS = ("synthbirds", "cub200")
+DATASETS = ("synthbirds", "cub200", "aircraft", "cars", "folder")
+AIRCRAFT_BANNER = 20  # pixels at the bottom of every FGVC-Aircraft photo: the photographer's copyright
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Config:
 
     # Data
     num_classes: int | None = None  # the first so many classes; None: all of them
+    classes: tuple | None = None  # in place of the first num_classes: indices, counted from 0, in their new order
+    cut_banner: bool = True  # Aircraft only: cut the copyright banner off, as the data set's authors ask
     train_per_class: int = 30  # SynthBirds only: images to draw
     test_per_class: int = 30
     photo_size: int = 512  # SynthBirds only: side of the drawn photos
@@ -83,9 +86,18 @@ class Config:
     table1_resnet_s_steps: int = 10_000
     table1_resnet50_steps: int = 3_000
 
+    @property
+    def cut_bottom(self) -> int:
+        """Rows of pixels that are cut off below every photo."""
+        return AIRCRAFT_BANNER if self.dataset == "aircraft" and self.cut_banner else 0
+
+    def values(self) -> dict:
+        """Key → value, as JSON gives them back: a tuple becomes a list."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
     def hash(self) -> str:
         """Ten hex digits that change when any value changes."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        text = json.dumps(self.values(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -177,12 +189,13 @@ MAY_BE_ZERO = ("lr_drops", "localisation_epochs", "warmup_epochs", "workers")
 
 def training_values(config: Config) -> dict:
     """The values that a training run depends on: all but those of Table 1, whose networks are trained apart."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if not key.startswith("table1_")}
+    return {key: value for key, value in config.values().items() if not key.startswith("table1_")}
 
 
 def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Config:
     """The profile's configuration for a data set, with some values replaced.
 
+    A folder of one's own photos is used with all its classes, whatever the profile's `num_classes`.
     Raises ValueError for an unknown profile, data set or key, and TypeError for a value of the wrong type.
     """
     if profile not in PROFILES:
@@ -190,7 +203,8 @@ def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Confi
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}; choose one of {', '.join(DATASETS)}.")
     checked = {key: _checked(key, value) for key, value in overrides.items()}
-    return replace(PROFILES[profile], dataset=dataset, **checked)
+    own = {"num_classes": None} if dataset == "folder" else {}
+    return replace(PROFILES[profile], dataset=dataset, **(own | checked))
 
 
 def _checked(key: str, value):
@@ -199,6 +213,8 @@ def _checked(key: str, value):
     if key not in types or key in ("profile", "dataset"):
         known = ", ".join(name for name in types if name not in ("profile", "dataset"))
         raise ValueError(f"{key!r} is no configuration key; the keys are: {known}.")
+    if key == "classes" and value is not None:
+        return _checked_classes(value)
     kind = types[key]
     accepted = kind | int if kind in (float, float | None) else kind  # 1 is as good as 1.0
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
@@ -211,6 +227,15 @@ def _checked(key: str, value):
     if value == 0 and kind in (int, int | None) and key not in MAY_BE_ZERO:
         raise ValueError(f"{key} = 0, but it must be at least 1.")
     return float(value) if isinstance(value, int) and kind in (float, float | None) else value
+
+
+def _checked_classes(value) -> tuple[int, ...]:
+    """A range, list or tuple of class indices as a tuple."""
+    if not isinstance(value, range | list | tuple) or any(type(index) is not int for index in value):
+        raise TypeError(f"classes = {value!r}, but a range or list of whole numbers is needed.")
+    if not value or min(value) < 0 or len(set(value)) < len(value):
+        raise ValueError(f"classes = {value!r}, but different class indices from 0 are needed.")
+    return tuple(value)
 
 
 def results_root() -> Path:
@@ -228,6 +253,11 @@ def aggregate_folder(configs: Sequence[Config]) -> Path:
     profile = configs[0].profile
     names = [results_folder(config).name.removeprefix(f"{profile}-") for config in configs]
     return results_root() / f"tables-{profile}-{'+'.join(names)}"
+
+
+def folder_root() -> Path:
+    """Where the data set `folder` lives: the environment variable FGVC_FOLDER, or `folder` in the data root."""
+    return Path(os.environ.get("FGVC_FOLDER", data_root() / "folder"))
 
 
 def results_folder(config: Config) -> Path:

@@ -3,7 +3,6 @@
 It also says which notebooks are done. No absolute path, host name or user name goes into it.
 """
 
-import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -52,7 +51,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_configuration(folder: Path, config: Config) -> None:
     """Raises ValueError that names the first differing keys if `folder` has another configuration."""
     there = read_manifest(folder).get("configuration")
-    now = dataclasses.asdict(config)
+    now = config.values()
     if there is None or there == now:
         return
     keys = [key for key in {**now, **there} if there.get(key, "absent") != now.get(key, "absent")]
@@ -117,7 +116,7 @@ def _write(folder: Path, config: Config, notebooks: dict[str, dict[str, Any]]) -
         manifest_path(folder),
         {
             **code_state(),
-            "configuration": dataclasses.asdict(config),
+            "configuration": config.values(),
             "configuration_hash": config.hash(),
             "dataset_checksum": checksum or read_manifest(folder).get("dataset_checksum"),
             "hardware": hardware(),

@@ -35,12 +35,31 @@ def open_photo(path: Path | str) -> Image.Image:
     try:
         with Image.open(path) as photo:
             photo.load()
-            turn = UPRIGHT.get(photo.getexif().get(ORIENTATION))
+            turn = UPRIGHT.get(_orientation(photo))
             photo = to_rgb(photo)
     except Exception as error:  # decoders raise many kinds for damaged files
         raise OSError(_sentence(Path(path), error)) from error
     # Not ImageOps.exif_transpose, which also writes the other EXIF fields anew and fails where one is malformed.
     return photo if turn is None else photo.transpose(turn)
+
+
+def upright_size(path: Path | str) -> tuple[int, int]:
+    """Width and height of what `open_photo` gives, without decoding the pixels. Raises OSError as it does."""
+    _register_heif()
+    try:
+        with Image.open(path) as photo:
+            width, height = photo.size
+            turned = _orientation(photo) >= 5  # by a quarter
+    except Exception as error:
+        raise OSError(_sentence(Path(path), error)) from error
+    return (height, width) if turned else (width, height)
+
+
+def _orientation(photo: Image.Image) -> int:
+    try:
+        return int(photo.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF data say nothing of the orientation, and nothing against the pixels
+        return 1
 
 
 @cache

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvclib import __version__, manifest
-from fgvclib.config import PROJECT, Config, data_root, load_config, results_folder, results_root
+from fgvclib.config import PROJECT, Config, data_root, folder_root, load_config, results_folder, results_root
 from fgvclib.files import atomic_path, locked
 from fgvclib.progress import HEADLESS
 
@@ -219,6 +219,7 @@ def own_kernel() -> Iterator[dict[str, str]]:
             # The notebooks' working directory is not the caller's.
             "FGVC_RESULTS": str(results_root().absolute()),
             "FGVC_DATA": str(data_root().absolute()),
+            "FGVC_FOLDER": str(folder_root().absolute()),
         }
         if (PROJECT / "pyproject.toml").exists():  # a checkout works without having been installed
             environment["PYTHONPATH"] = _first_on(PROJECT, "PYTHONPATH")

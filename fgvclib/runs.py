@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from fgvclib.checkpoints import previous_path, read_checkpoint
 from fgvclib.config import Config, training_values
 from fgvclib.data import BOX, Splits, evaluation_loader
+from fgvclib.datasets import has_boxes
 from fgvclib.evaluation import predict, summarise
 from fgvclib.files import atomic_path, locked, read_json, write_json
 from fgvclib.model import EndToEndModel, build_model
@@ -112,7 +113,8 @@ def _training_lock(folder: Path, announce: Callable[[str], None]):
 def _train(run: Run, announce: Callable[[str], None]) -> None:
     main = PartialState().is_main_process
     name, announce = run.folder.name, announce if main else lambda text: None
-    announce(f"{name}: training {run.config.epochs} epochs on {len(run.splits.train)} photos")
+    unscored = "" if has_boxes(run.splits.test) else "; there are no true boxes, so localisation is not scored"
+    announce(f"{name}: training {run.config.epochs} epochs on {len(run.splits.train)} photos{unscored}")
     if main:
         _clear_leftovers(run.folder)
     records = []

@@ -16,6 +16,14 @@ def pytest_collection_finish():
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_root_of_its_own(tmp_path_factory):
+    """Nothing that tests make lands in the user's data root: its cache of decoded photos would keep it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGVC_DATA", str(tmp_path_factory.mktemp("root")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The smoke profile, smaller still: 3 classes, photos of 64 pixels, 3 steps an epoch."""

@@ -1,11 +1,22 @@
 """Profiles and overrides: strict names and types, and a hash for every value."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
-from fgvclib.config import PAPER, PROFILES, Config, data_root, load_config, results_folder, results_root
+from fgvclib.config import (
+    DATASETS,
+    PAPER,
+    PROFILES,
+    Config,
+    data_root,
+    folder_root,
+    load_config,
+    results_folder,
+    results_root,
+)
 
 
 def other(value):
@@ -54,8 +65,8 @@ def test_overrides_replace_values_and_nothing_else():
 @pytest.mark.parametrize(
     "arguments, overrides, message",
     [
-        (("huge",), {}, "'huge'; choose one of smoke, cpu, paper"),
-        (("cpu", "cars"), {}, "'cars'; choose one of synthbirds, cub200"),
+        (("huge",), {}, "'huge'; choose one of smoke, cpu, photos, paper"),
+        (("cpu", "dogs"), {}, "'dogs'; choose one of synthbirds, cub200, aircraft, cars, folder"),
         (("cpu",), {"epoch": 3}, "'epoch' is no configuration key; the keys are: .*epochs"),
         (("cpu",), {"hash": 3}, "'hash' is no configuration key"),
     ],
@@ -93,10 +104,40 @@ def test_equal_configurations_have_equal_hashes():
     assert whole == real and whole.hash() == real.hash()
 
 
+@pytest.mark.parametrize("given", [range(3), [0, 1, 2], (0, 1, 2)])
+def test_classes_by_index(given):
+    config = load_config("cpu", "cub200", classes=given)
+    assert config.classes == (0, 1, 2)
+    assert json.loads(json.dumps(config.values())) == config.values()  # as runs and manifests store it
+    assert (
+        config.hash() == load_config("cpu", "cub200", classes=[0, 1, 2]).hash() != load_config("cpu", "cub200").hash()
+    )
+
+
+@pytest.mark.parametrize(
+    "given, kind", [(3, TypeError), ("0-3", TypeError), ([True], TypeError), ([0.0], TypeError), ([], ValueError),
+                    ([1, 1], ValueError), ([-1], ValueError)]
+)  # fmt: skip
+def test_what_is_no_list_of_classes_is_refused(given, kind):
+    with pytest.raises(kind, match="classes = .* needed"):
+        load_config("cpu", classes=given)
+
+
+def test_only_aircraft_has_a_banner():
+    assert {name: load_config("paper", name).cut_bottom for name in DATASETS if name != "aircraft"} == {
+        "synthbirds": 0, "cub200": 0, "cars": 0, "folder": 0}  # fmt: skip
+    assert load_config("paper", "aircraft").cut_bottom == 20
+    assert load_config("paper", "aircraft", cut_banner=False).cut_bottom == 0
+
+
 def test_roots_follow_the_environment(monkeypatch):
     monkeypatch.setenv("FGVC_DATA", "/somewhere/data")
     monkeypatch.setenv("FGVC_RESULTS", "/somewhere/results")
     assert data_root() == Path("/somewhere/data") and results_root() == Path("/somewhere/results")
+    monkeypatch.delenv("FGVC_FOLDER", raising=False)
+    assert folder_root() == Path("/somewhere/data/folder")
+    monkeypatch.setenv("FGVC_FOLDER", "/my/photos")
+    assert folder_root() == Path("/my/photos")
     monkeypatch.delenv("FGVC_DATA")
     monkeypatch.delenv("FGVC_RESULTS")
     project = Path(__file__).resolve().parent.parent

@@ -81,7 +81,8 @@ def test_environment_file_has_the_python_versions_of_the_project():
 
 
 def test_every_import_of_the_library_is_declared():
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    extras = [text for name, texts in PROJECT["optional-dependencies"].items() if name != "test" for text in texts]
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"] + extras}
     providers = packages_distributions()
     for path in sorted((ROOT / "fgvclib").glob("**/*.py")):
         for module in top_level_imports(path) - sys.stdlib_module_names - {"fgvclib"}:

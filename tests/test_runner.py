@@ -509,14 +509,16 @@ def test_wrong_commands_end_with_a_sentence(notebooks, capsys):
         assert status.value.code == 2
 
 
-def test_list_and_data(notebooks, capsys, tmp_path):
+def test_list_and_data(notebooks, capsys, monkeypatch):
     write(notebooks, "03_tiny", "1")
     assert main(["list"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "03_tiny  About 03_tiny",
         '    profile = "cpu", dataset = "synthbirds", seeds = [0], overrides = {}, rows = []',
     ]
-    sys.modules["fgvclib.data"].prepare_dataset = lambda config: f"{config.dataset} {config.num_classes}"
+    datasets = types.ModuleType("fgvclib.datasets")
+    datasets.verify_dataset = lambda config: f"{config.dataset} {config.num_classes}"
+    monkeypatch.setitem(sys.modules, "fgvclib.datasets", datasets)
     assert main(["data", "synthbirds", "--profile", "smoke", "--set", "num_classes=3"]) == 0
     assert capsys.readouterr().out == "synthbirds 3\n"
 

@@ -5,6 +5,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from math import isnan, nan
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from fgvclib.checkpoints import read_checkpoint
 from fgvclib.evaluation import predict, summarise
 from fgvclib.files import locked
 from fgvclib.runs import describe_epoch, train_or_load
+from fgvclib.table2 import table2
 
 FILES = {"checkpoint.pt", "history.csv", "trajectories.csv", "predictions.csv", "metrics.json"}
 
@@ -64,8 +66,19 @@ def test_epochs_line_is_readable():
               "validation_mean_iou": 0.456, "seconds": 12.6}  # fmt: skip
     expected = "epoch 3/10  loss 2.315  train 54.2%  validation 51.0%  IoU 0.46  13 s"
     assert describe_epoch(record, 10) == expected
-    del record["validation_mean_iou"]  # a data set without true boxes
+    del record["validation_mean_iou"]
     assert describe_epoch(record, 10) == expected.replace("IoU 0.46  ", "")
+
+
+def test_run_and_table_without_true_boxes_say_so(tiny, splits, finished, tmp_path):
+    """All but the boxes as in the finished run: the weights are the same, localisation is not scored."""
+    bare = {part: getattr(splits, part).assign(x1=nan, y1=nan, x2=nan, y2=nan) for part in ("validation", "test")}
+    said = []
+    run = train_or_load(tiny, replace(splits, **bare), 0, tmp_path / "run", said.append)
+    assert said[0].endswith("there are no true boxes, so localisation is not scored") and "IoU" not in said[1]
+    assert run.metrics == {"accuracy": finished[0].metrics["accuracy"]}
+    row = table2({"End-to-end": [run]}).iloc[0]
+    assert row["accuracy_mean"] == pytest.approx(100 * run.metrics["accuracy"]) and isnan(row["mean_iou"])
 
 
 def test_second_call_loads_without_training(tiny, splits, finished, monkeypatch):

@@ -1,0 +1,715 @@
+"""The data sets: every layout read, damaged in every way we could think of, and trained on."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_datasets as tiny_copies
+import torch
+import torchvision
+from PIL import Image
+from tiny_datasets import HEIGHT, LAYOUTS, NAMES, TEST, TRAIN, WIDTH, box, entries, jpeg
+from torchvision.transforms import v2
+
+from fgvclib.cli import main
+from fgvclib.config import DATASETS, load_config
+from fgvclib.data import PhotoDataset
+from fgvclib.datasets import (
+    BOX,
+    SOURCES,
+    aircraft,
+    cars,
+    dataset_checksum,
+    folder,
+    load_splits,
+    read_dataset,
+    verify_dataset,
+)
+from fgvclib.datasets import pixels as photo_files
+from fgvclib.datasets.boxed import BoxedPhotos
+from fgvclib.datasets.pixels import load_pixels, photo_size, read_photo
+from fgvclib.datasets.tables import COLUMNS
+from fgvclib.training import train
+
+COUNT = len(NAMES) * (TRAIN + TEST)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    """An empty data root."""
+    monkeypatch.setenv("FGVC_DATA", str(tmp_path))
+    monkeypatch.delenv("FGVC_FOLDER", raising=False)
+    return tmp_path
+
+
+def config_for(dataset: str, **overrides):
+    return load_config("smoke", dataset, **{"num_classes": None, "validation_fraction": 0.25} | overrides)
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request, root):
+    """(config, folder, whether it has boxes) of a tiny copy."""
+    dataset, write, boxed = LAYOUTS[request.param]
+    return config_for(dataset, cut_banner=False), write(root), boxed
+
+
+def assert_one_sentence(text: str) -> None:
+    assert "\n" not in text.strip() and "Traceback" not in text and text.strip().endswith(".")
+
+
+# --- one interface
+
+
+def test_every_name_has_a_module_with_the_same_interface():
+    assert tuple(SOURCES) == DATASETS
+    for module in SOURCES.values():
+        for name in ("prepare", "read", "fingerprint", "COUNTS", "CHECKSUMS"):
+            assert hasattr(module, name), f"{module.__name__} has no {name}"
+
+
+def test_every_photo_is_read_with_its_label_split_and_box(layout):
+    config, _, boxed = layout
+    photos, names = read_dataset(config)
+    assert names == NAMES and list(photos.columns) == COLUMNS
+    assert photos["image_id"].is_unique and pd.api.types.is_integer_dtype(photos["image_id"])
+    rows = {Path(row["path"]).read_bytes(): row for row in photos.to_dict("records")}
+    assert len(rows) == len(photos) == COUNT
+    for e in entries():
+        row = rows[jpeg(e["number"])]  # by content: each layout names its photos otherwise
+        assert (row["label"], row["is_train"]) == (e["label"], e["train"])
+        corners = [row[corner] for corner in BOX]
+        assert corners == box(e["number"]) if boxed else np.isnan(corners).all()
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, boxed) in LAYOUTS.items() if boxed])
+def test_splits_have_relative_boxes_but_not_for_training(root, name):
+    dataset, write, _ = LAYOUTS[name]
+    write(root)
+    splits = load_splits(config_for(dataset, cut_banner=False))
+    assert list(splits.train.columns) == ["image_id", "path", "label"]
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (9, 3, 6)
+    numbers = {jpeg(e["number"]): e["number"] for e in entries()}
+    for row in pd.concat([splits.validation, splits.test]).to_dict("records"):
+        expected = np.array(box(numbers[Path(row["path"]).read_bytes()])) / [WIDTH, HEIGHT, WIDTH, HEIGHT]
+        assert [row[corner] for corner in BOX] == pytest.approx(expected)
+
+
+def test_classes_are_chosen_by_index_and_numbered_anew(layout):
+    config, _, _ = layout
+    whole, _ = read_dataset(config)
+    photos, names = read_dataset(replace(config, classes=(2, 0)))
+    assert names == [NAMES[2], NAMES[0]]
+    labels = dict(zip(whole["path"], whole["label"], strict=True))
+    assert [labels[path] for path in photos["path"]] == [{0: 2, 1: 0}[label] for label in photos["label"]]
+    assert len(photos) == 2 * (TRAIN + TEST)
+    first, _ = read_dataset(replace(config, classes=(0, 1)))
+    assert first.equals(read_dataset(replace(config, num_classes=2))[0])
+
+
+def test_more_classes_than_there_are_is_refused(layout):
+    config, _, _ = layout
+    for wrong in (replace(config, num_classes=4), replace(config, classes=(3,))):
+        with pytest.raises(ValueError, match="Class 3 is asked for, but .* has 3"):
+            read_dataset(wrong)
+
+
+def test_class_indices_of_synthbirds(tiny):
+    chosen = replace(tiny, train_per_class=2, test_per_class=1, classes=(2, 0))
+    assert [name[:4] for name in read_dataset(chosen)[1]] == ["003.", "001."]
+
+
+def test_checksum_changes_with_labels_boxes_and_photos(layout):
+    config, folder_, _ = layout
+    before = dataset_checksum(config)
+    assert dataset_checksum(config) == before
+    victim = Path(read_dataset(config)[0]["path"][4])
+    content = victim.read_bytes()
+    victim.write_bytes(content + b"\n")
+    assert dataset_checksum(config) != before
+    victim.write_bytes(content)
+    assert dataset_checksum(config) == before
+
+
+def test_photos_with_boxes_move_together(layout):
+    config, _, boxed = layout
+    plain, flipped = (BoxedPhotos(config, "test", t) for t in (None, v2.RandomHorizontalFlip(1)))
+    assert len(plain) == 6 and plain.classes == NAMES and plain.checksum() == dataset_checksum(config)
+    for before, after in zip(plain, flipped, strict=True):
+        assert before["image"].shape == (3, HEIGHT, WIDTH) and before["image"].dtype == torch.uint8
+        assert torch.equal(before["image"].flip(2), after["image"]) and before["label"] == after["label"]
+        if boxed:
+            (x1, y1, x2, y2), moved = before["box"][0].tolist(), after["box"][0].tolist()
+            assert moved == [WIDTH - x2, y1, WIDTH - x1, y2]
+        else:
+            assert before["box"] is None and after["box"] is None
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_same_photos_and_labels_as_torchvision(root, part):
+    tiny_copies.aircraft(root), tiny_copies.cars_torchvision(root), tiny_copies.own_folder(root)
+    theirs = {
+        "aircraft": torchvision.datasets.FGVCAircraft(root, "trainval" if part == "train" else "test"),
+        "cars": torchvision.datasets.StanfordCars(root, part),
+        "folder": torchvision.datasets.ImageFolder(root / "folder" / part),
+    }
+    for name, dataset in theirs.items():
+        ours = BoxedPhotos(config_for(name, cut_banner=False), part)
+        assert ours.classes == list(dataset.classes) and len(ours) == len(dataset)
+        for mine, (image, label) in zip(ours, dataset, strict=True):
+            assert mine["label"] == label
+            assert np.array_equal(mine["image"].permute(1, 2, 0), np.asarray(image.convert("RGB")))
+
+
+def test_banner_of_aircraft_is_cut_off_unless_asked_to_stay(root):
+    tiny_copies.aircraft(root)
+    cut, whole = (config_for("aircraft", cut_banner=cut) for cut in (True, False))
+    for config, height in ((cut, HEIGHT - 20), (whole, HEIGHT)):
+        assert BoxedPhotos(config, "test")[0]["image"].shape == (3, height, WIDTH)
+        boxes = load_splits(config).test[BOX].to_numpy()
+        x1, y1, x2, y2 = box(TRAIN)  # the first test photo
+        assert boxes[0] == pytest.approx(np.array([x1, y1, x2, min(y2, height)]) / [WIDTH, height, WIDTH, height])
+    table = load_splits(cut).test
+    square = Image.open(table["path"][0]).crop((0, 0, WIDTH, HEIGHT - 20)).resize((96, 96), Image.Resampling.BILINEAR)
+    assert np.array_equal(PhotoDataset(table, cut).pixels[0], np.asarray(square))
+    assert not np.array_equal(PhotoDataset(table, whole).pixels[0], np.asarray(square))
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "synthbirds"])
+def test_every_layout_trains_for_an_epoch(root, tiny, data_folder, monkeypatch, name):
+    dataset, write, boxed = LAYOUTS.get(name, ("synthbirds", lambda root: None, True))
+    if dataset == "synthbirds":
+        monkeypatch.setenv("FGVC_DATA", str(data_folder))
+    write(root)
+    config = replace(tiny, dataset=dataset, epochs=1, warmup_epochs=0)
+    (record,) = train(config, load_splits(config), 0, root / "checkpoint.pt", pretrained=False)
+    assert np.isfinite(record["train_total"]) and 0 <= record["validation_accuracy"] <= 1
+    assert ("validation_mean_iou" in record) == boxed
+
+
+def test_own_folder_elsewhere(root, monkeypatch):
+    shutil.move(tiny_copies.own_folder(root), root / "my photos")
+    with pytest.raises(FileNotFoundError, match="put photos into train/CLASS/ .* FGVC_FOLDER"):
+        read_dataset(config_for("folder"))
+    monkeypatch.setenv("FGVC_FOLDER", str(root / "my photos"))
+    assert read_dataset(config_for("folder"))[1] == NAMES
+
+
+def test_own_folder_is_used_with_all_its_classes():
+    assert load_config("cpu", "folder").num_classes is None
+    assert load_config("cpu", "folder", num_classes=2).num_classes == 2
+
+
+def test_boxes_of_some_photos_only(root):
+    path = tiny_copies.folder_with_boxes(root) / "boxes.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(lines[:6]) + "\n", encoding="utf-8")
+    photos, _ = read_dataset(config_for("folder"))
+    assert photos[BOX].notna().all(axis=1).sum() == 5
+
+
+def test_parquet_copy_is_unpacked_once_and_anew_for_other_files(root):
+    path = tiny_copies.cars_parquet(root)
+    photos, _ = read_dataset(config_for("cars"))
+    victim = Path(photos["path"][0])
+    stamp = victim.stat().st_mtime_ns
+    assert read_dataset(config_for("cars"))[0].equals(photos) and victim.stat().st_mtime_ns == stamp
+    (path / "data" / "test-extra.parquet").write_bytes((path / "data" / "test-00000-of-00001.parquet").read_bytes())
+    assert len(read_dataset(config_for("cars"))[0]) == COUNT + len(NAMES) * TEST
+    assert not list(path.glob(".*"))  # no half-made folder is left
+
+
+def test_devkit_in_its_archive_is_unpacked(root, monkeypatch):
+    path = tiny_copies.cars_torchvision(root)
+    archive = shutil.make_archive(str(root / "car_devkit"), "gztar", path, "devkit")
+    shutil.rmtree(path / "devkit")
+    shutil.move(archive, path / "car_devkit.tgz")
+    with pytest.raises(OSError, match="car_devkit.tgz is damaged or another file"):
+        read_dataset(config_for("cars"))
+    from fgvclib.datasets.download import md5_of
+
+    monkeypatch.setitem(cars.CHECKSUMS, cars.DEVKIT, md5_of(path / "car_devkit.tgz"))
+    assert len(read_dataset(config_for("cars"))[0]) == COUNT
+
+
+# --- damage, to each layout
+
+
+def index_file(layout_folder: Path) -> Path | None:
+    """A text file that lists photos, if the layout has one."""
+    for name in ("images.txt", "data/images_variant_test.txt", "anno_test.csv", "boxes.csv"):
+        if (layout_folder / name).exists():
+            return layout_folder / name
+    return None
+
+
+def test_photo_that_is_listed_but_missing(layout):
+    config, folder_, _ = layout
+    if config.dataset == "folder" or not {"devkit", "data", "images"} & {p.name for p in folder_.iterdir()}:
+        pytest.skip("photos are not listed but found")
+    if any(folder_.rglob("*.parquet")):
+        pytest.skip("photos lie inside the files")
+    victim = sorted(folder_.rglob("*.jpg"))[7]
+    victim.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{victim.name} is listed .* but missing") as error:
+        load_splits(config)
+    assert_one_sentence(str(error.value))
+
+
+def test_class_without_test_photos(layout):
+    config, _, _ = layout
+    photos, _ = read_dataset(config)
+    source = SOURCES[config.dataset]
+    fewer = photos[photos["is_train"] | (photos["label"] != 1)]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="Booby has 4 .* 0 test") as error:
+        patch.setattr(source, "read", lambda root: (fewer, NAMES))
+        read_dataset(config)
+    assert_one_sentence(str(error.value))
+
+
+def test_photo_cut_short_is_named_by_the_check(layout, monkeypatch, capsys):
+    config, _, _ = layout
+    monkeypatch.setattr(SOURCES[config.dataset], "COUNTS", (3, 12, 6))
+    monkeypatch.setattr(SOURCES[config.dataset], "CHECKSUMS", {})
+    arguments = ["data", config.dataset, "--profile", "smoke"]
+    assert main(arguments) == 0
+    assert "3 classes, 12 training and 6 test photos" in capsys.readouterr().out
+    victim = Path(read_dataset(config)[0]["path"][5])
+    victim.write_bytes(victim.read_bytes()[:600])
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert f"{victim.name} can not be read as a photo" in error
+    assert_one_sentence(error)
+
+
+def test_wrong_count_is_told_by_the_check(layout, monkeypatch):
+    config, _, _ = layout
+    monkeypatch.setattr(SOURCES[config.dataset], "COUNTS", (3, 12, 7))
+    monkeypatch.setattr(SOURCES[config.dataset], "CHECKSUMS", {})
+    with pytest.raises(ValueError, match="3 classes, 12 training and 6 test photos, but 3, 12 and 7 belong") as error:
+        verify_dataset(config)
+    assert_one_sentence(str(error.value))
+
+
+def test_published_counts():
+    assert {name: module.COUNTS for name, module in SOURCES.items()} == {
+        "synthbirds": None,
+        "cub200": (200, 5994, 5794),
+        "aircraft": (100, 6667, 3333),
+        "cars": (196, 8144, 8041),
+        "folder": None,
+    }
+
+
+def test_check_tells_a_box_outside_its_photo(root):
+    path = tiny_copies.folder_with_boxes(root)
+    replace_in(path / "boxes.csv", "train/Auk/0.jpg,1,2,20,25", "train/Auk/0.jpg,1,60,20,80")
+    with pytest.raises(ValueError, match="0.jpg lies outside the photo of 40x50"):
+        verify_dataset(config_for("folder"))
+
+
+def test_check_says_where_localisation_is_not_scored(root):
+    tiny_copies.own_folder(root)
+    assert "none with a true box, so localisation is not scored" in verify_dataset(config_for("folder"))
+
+
+def test_windows_line_ends_and_byte_order_mark_change_nothing(layout):
+    config, folder_, _ = layout
+    before = read_dataset(config)[0]
+    texts = [path for pattern in ("*.txt", "*.csv") for path in folder_.rglob(pattern)]
+    if not texts:
+        pytest.skip("this layout has no text files")
+    for path in texts:
+        content = path.read_bytes().replace(b"\n", b"\r\n") if b"\r" not in path.read_bytes() else path.read_bytes()
+        path.write_bytes(b"\xef\xbb\xbf" + content)
+    assert read_dataset(config)[0].equals(before)
+
+
+def replace_in(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+AIRCRAFT_DAMAGE = {
+    "variant unknown": ("images_variant_test.txt", " Auk", " Dodo", "'Dodo' is no variant"),
+    "id twice": ("images_variant_trainval.txt", "0034310 ", "0034309 ", "lists the id 34309 twice"),
+    "in both splits": ("images_variant_test.txt", "0034313 ", "0034309 ", "0034309 is in both splits"),
+    "no box": ("images_box.txt", "0034309 ", "0099999 ", "has no box for the photo 0034309"),
+    "box of words": ("images_box.txt", "0034309 2", "0034309 wide", "the line of id 34309 must hold numbers"),
+    "box outside": ("images_box.txt", "0034313 6 7 24 25", "0034313 600 7 640 25", "lies outside the photo of 40x30"),
+    "variant twice": ("variants.txt", "Booby", "Auk", "lists a variant twice"),
+    "latin-1": ("variants.txt", "Öre gull", None, "must be text in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("damage", AIRCRAFT_DAMAGE)
+def test_damaged_aircraft(root, damage):
+    name, old, new, message = AIRCRAFT_DAMAGE[damage]
+    path = tiny_copies.aircraft(root) / "data" / name
+    if new is None:
+        path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
+    else:
+        replace_in(path, old, new)
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(config_for("aircraft"))
+    assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize("name", aircraft.INDEX_FILES)
+def test_missing_file_of_aircraft(root, name):
+    path = tiny_copies.aircraft(root) / "data" / name
+    path.unlink()
+    with pytest.raises(FileNotFoundError if name != "variants.txt" else OSError, match=name) as error:
+        load_splits(config_for("aircraft"))
+    assert_one_sentence(str(error.value))
+
+
+def parts_with(change) -> list[dict]:
+    part = [e for e in entries() if not e["train"]]
+    change(part)
+    return part
+
+
+CARS_DAMAGE = {
+    "label out of range": (lambda part: part[2].update(label=3), "the class of 00003.jpg must hold .* from 1 to 3"),
+    "label zero": (lambda part: part[2].update(label=-1), "the class of 00003.jpg must hold .* from 1 to 3"),
+    "one line less": (lambda part: part.pop(), None),
+}
+
+
+@pytest.mark.parametrize("damage", CARS_DAMAGE)
+def test_damaged_labels_of_cars(root, damage):
+    change, message = CARS_DAMAGE[damage]
+    path = tiny_copies.cars_torchvision(root)
+    tiny_copies._mat(path / "cars_test_annos_withlabels.mat", parts_with(change))
+    if message is None:  # the photo is left out, which the counts tell
+        assert len(read_dataset(config_for("cars"))[0]) == COUNT - 1
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(config_for("cars"))
+    assert_one_sentence(str(error.value))
+
+
+@pytest.mark.parametrize(
+    "name", ["devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"]
+)
+@pytest.mark.parametrize("content", [None, b"", b"MATLAB 5.0 MAT-file, cut short"])
+def test_missing_or_damaged_mat_file(root, name, content):
+    path = tiny_copies.cars_torchvision(root) / name
+    path.unlink() if content is None else path.write_bytes(content)
+    kind, message = (FileNotFoundError, f"no {path.name}") if content is None else (ValueError, "no readable .mat")
+    with pytest.raises(kind, match=message) as error:
+        load_splits(config_for("cars"))
+    assert_one_sentence(str(error.value))
+
+
+def test_unlabelled_test_file_in_place_of_the_labelled_one(root):
+    path = tiny_copies.cars_torchvision(root)
+    shutil.copy(path / "devkit" / "cars_test_annos.mat", path / "cars_test_annos_withlabels.mat")
+    with pytest.raises(ValueError, match="has no field class"):
+        load_splits(config_for("cars"))
+
+
+def test_other_labels_of_cars_are_told_by_the_check(root):
+    tiny_copies.cars_torchvision(root)
+    with pytest.raises(OSError, match="cars_test_annos_withlabels.mat is damaged or another file"):
+        verify_dataset(config_for("cars"))
+
+
+def test_cars_that_are_not_there_say_what_to_bring(root, capsys):
+    for make in (lambda: None, lambda: (root / "stanford_cars").mkdir()):
+        make()
+        assert main(["data", "cars"]) == 1
+        error = capsys.readouterr().err
+        assert "bring a copy" in error and "parquet" in error
+        assert_one_sentence(error)
+
+
+def test_annotations_that_number_the_photos_otherwise_are_refused(root):
+    path = tiny_copies.cars_by_class(root)
+    lines = (path / "anno_train.csv").read_text().splitlines()
+    names = [line.split(",")[0] for line in lines]
+    shifted = [",".join([name, *line.split(",")[1:]]) for name, line in zip(names[1:] + names[:1], lines, strict=True)]
+    (path / "anno_train.csv").write_text("\n".join(shifted))
+    with pytest.raises(ValueError, match="anno_train.csv numbers the photos otherwise"):
+        read_dataset(config_for("cars"))
+
+
+def test_by_class_cars_without_annotations_have_no_boxes(root):
+    path = tiny_copies.cars_by_class(root)
+    (path / "anno_train.csv").unlink(), (path / "anno_test.csv").unlink()
+    assert read_dataset(config_for("cars"))[0][BOX].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    "damage, kind, message",
+    [
+        ("no test files", FileNotFoundError, r"has no test-\*.parquet"),
+        ("cut short", ValueError, "is no readable parquet file"),
+        ("no features", ValueError, "does not say which columns"),
+        ("label out of range", ValueError, "row 1 has the label 7 of 3 classes"),
+        ("no bytes", ValueError, "row 1 holds no photo"),
+    ],
+)
+def test_damaged_parquet(root, monkeypatch, damage, kind, message):
+    if damage == "label out of range":
+        monkeypatch.setattr(tiny_copies, "_parts", _parts_with_label_7)
+    if damage == "no bytes":
+        monkeypatch.setattr(tiny_copies, "jpeg", lambda number: jpeg(number) if number != 5 else b"")
+    path = tiny_copies.cars_parquet(root, features=damage != "no features")
+    if damage == "no test files":
+        (path / "data" / "test-00000-of-00001.parquet").unlink()
+    if damage == "cut short":
+        victim = path / "data" / "test-00000-of-00001.parquet"
+        victim.write_bytes(victim.read_bytes()[:500])
+    with pytest.raises(kind, match=message) as error:
+        load_splits(config_for("cars"))
+    assert_one_sentence(str(error.value))
+    assert {p.name for p in path.iterdir()} == {"data"}  # nothing half-made is left
+
+
+def _parts_with_label_7() -> dict[str, list[dict]]:
+    parts = {name: [e for e in entries() if e["train"] == (name == "train")] for name in ("train", "test")}
+    parts["test"][1]["label"] = 7
+    return parts
+
+
+def test_parquet_without_pyarrow(root, monkeypatch, capsys):
+    tiny_copies.cars_parquet(root)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    assert main(["data", "cars"]) == 1
+    error = capsys.readouterr().err
+    assert "pip install pyarrow" in error and error.count("\n") == 1
+
+
+def move_photo(path: Path) -> None:
+    (path / "train" / "Auk").rename(path / "train" / "Albatross")
+
+
+FOLDER_DAMAGE = {
+    "class lists differ": (move_photo, ValueError, "train and test differ in the classes Albatross, Auk"),
+    "no test": (lambda path: shutil.rmtree(path / "test"), FileNotFoundError, "test can not be used"),
+    "class empty": (
+        lambda path: [p.unlink() for p in (path / "test" / "Auk").iterdir()],
+        FileNotFoundError,
+        "no valid file for the classes Auk",
+    ),
+    "one photo a class": (
+        lambda path: [p.unlink() for p in [*sorted((path / "train" / "Auk").iterdir())[1:], path / "boxes.csv"]],
+        ValueError,
+        "Auk has 1 training and 2 test photos",
+    ),
+    "box of another photo": (
+        lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg", "test/Auk/99.jpg"),
+        ValueError,
+        "a box for test/Auk/99.jpg, which is no photo",
+    ),
+    "box twice": (
+        lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg", "test/Auk/5.jpg"),
+        ValueError,
+        "lists test/Auk/5.jpg twice",
+    ),
+    "box of words": (
+        lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg,5", "test/Auk/4.jpg,five"),
+        ValueError,
+        "the line of test/Auk/4.jpg must hold numbers",
+    ),
+    "box outside": (
+        lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg,5,6,24,25", "test/Auk/4.jpg,45,6,60,25"),
+        ValueError,
+        r"\[45.0, 6.0, 60.0, 25.0\] of .*4.jpg lies outside the photo of 40x50",
+    ),
+    "box inside out": (
+        lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg,5,6,24,25", "test/Auk/4.jpg,24,6,5,25"),
+        ValueError,
+        "4.jpg lies outside .* or is empty",
+    ),
+    "semicolons": (
+        lambda path: (path / "boxes.csv").write_text((path / "boxes.csv").read_text().replace(",", ";")),
+        ValueError,
+        "must start with the line path,x1,y1,x2,y2",
+    ),
+    "a line too long": (
+        lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg", "test/Auk/4.jpg,1,2,3"),
+        ValueError,
+        "boxes.csv is no table",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", FOLDER_DAMAGE)
+def test_damaged_folder(root, damage):
+    change, kind, message = FOLDER_DAMAGE[damage]
+    change(tiny_copies.folder_with_boxes(root))
+    with pytest.raises(kind, match=message) as error:
+        load_splits(config_for("folder"))
+    assert_one_sentence(str(error.value))
+
+
+def test_box_that_sticks_out_is_clipped(root):
+    path = tiny_copies.folder_with_boxes(root)
+    replace_in(path / "boxes.csv", "test/Auk/4.jpg,5,6,24,25", "test/Auk/4.jpg,-3,6,60,25")
+    assert load_splits(config_for("folder")).test[BOX].iloc[0].tolist() == pytest.approx([0, 6 / 50, 1, 25 / 50])
+
+
+def test_hidden_files_are_no_photos(root):
+    path = tiny_copies.own_folder(root)
+    for name in ("train/Auk/._1.jpg", "train/Auk/.DS_Store", "test/notes.txt"):
+        (path / name).write_bytes(b"\0")
+    assert len(read_dataset(config_for("folder"))[0]) == COUNT
+    assert folder.read(path)[0]["image_id"].tolist() == list(range(1, COUNT + 1))
+
+
+def test_accents_written_in_two_ways_are_the_same(root):
+    import unicodedata
+
+    path = tiny_copies.folder_with_boxes(root)
+    shutil.move(path / "test" / NAMES[2], path / "test" / unicodedata.normalize("NFD", NAMES[2]))
+    photos, _ = read_dataset(config_for("folder"))
+    assert photos[BOX].notna().all(axis=None)
+
+
+# --- pixels
+
+GRADIENT = np.linspace(0, 255, 12 * 8).reshape(12, 8).astype(np.uint8)  # height 12, width 8
+COLOURS = np.stack([GRADIENT, GRADIENT[::-1], GRADIENT[:, ::-1]], axis=-1)
+
+
+def pixels(path: Path) -> np.ndarray:
+    photo = read_photo(path)
+    assert photo.mode == "RGB" and photo.size == photo_size(path)
+    return np.asarray(photo).astype(int)
+
+
+def test_modes_become_eight_bit_rgb(tmp_path):
+    grey = np.repeat(GRADIENT[..., None], 3, axis=-1).astype(int)
+    Image.fromarray(GRADIENT).save(tmp_path / "grey.png")
+    assert np.array_equal(pixels(tmp_path / "grey.png"), grey)
+    Image.fromarray(GRADIENT.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    assert np.array_equal(pixels(tmp_path / "sixteen.png"), grey)
+    Image.fromarray(GRADIENT.astype(np.int32) * 257).save(tmp_path / "sixteen.tif")
+    assert np.array_equal(pixels(tmp_path / "sixteen.tif"), grey)
+    Image.fromarray(COLOURS).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    assert abs(pixels(tmp_path / "cmyk.jpg") - COLOURS).mean() < 12  # the noise of JPEG
+    Image.fromarray(COLOURS).quantize(96).save(tmp_path / "palette.png")
+    assert abs(pixels(tmp_path / "palette.png") - COLOURS).mean() < 12
+    alpha = np.where(np.arange(8) < 4, 0, 255).astype(np.uint8) * np.ones((12, 1), np.uint8)
+    Image.fromarray(np.dstack([COLOURS, alpha])).save(tmp_path / "alpha.png")
+    shown = pixels(tmp_path / "alpha.png")
+    assert (shown[:, :4] == 255).all() and np.array_equal(shown[:, 4:], COLOURS[:, 4:])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photo_is_turned_as_exif_says(tmp_path, orientation):
+    # What the camera stores for each value, so that the turned photo is COLOURS (EXIF 2.3, section 4.6.4).
+    stored = {
+        1: COLOURS,
+        2: COLOURS[:, ::-1],
+        3: COLOURS[::-1, ::-1],
+        4: COLOURS[::-1],
+        5: COLOURS.transpose(1, 0, 2),
+        6: np.rot90(COLOURS, 1),
+        7: np.rot90(COLOURS, 2).transpose(1, 0, 2),
+        8: np.rot90(COLOURS, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "turned.png"), COLOURS)
+
+
+def test_damaged_exif_is_no_reason_to_refuse_a_photo(tmp_path):
+    content = jpeg(0)
+    segment = b"Exif\0\0II*\0\xff\xff\xff\xff garbage"
+    (tmp_path / "odd.jpg").write_bytes(
+        content[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + content[2:]
+    )
+    assert pixels(tmp_path / "odd.jpg").shape == (HEIGHT, WIDTH, 3)
+
+
+def test_photo_of_one_pixel(tmp_path):
+    Image.new("RGB", (1, 1), (10, 20, 30)).save(tmp_path / "one.png")
+    assert (load_pixels((str(tmp_path / "one.png"),), 8) == [10, 20, 30]).all()
+    assert read_photo(tmp_path / "one.png", cut_bottom=20).size == photo_size(tmp_path / "one.png", 20) == (1, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", jpeg(0)[:700], b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_what_is_no_photo_is_named(tmp_path, content):
+    (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(OSError, match="bad.jpg can not be read as a photo") as error:
+        read_photo(tmp_path / "bad.jpg")
+    assert_one_sentence(str(error.value))
+
+
+# --- the cache
+
+
+@pytest.fixture
+def cached(root):
+    """Paths of three photos whose squares of 16 pixels are in the cache, and nothing of them in memory."""
+    paths = tuple(str(root / f"{number}.jpg") for number in range(3))
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(jpeg(number))
+    load_pixels(paths, 16)
+    photo_files._load.cache_clear()
+    return paths
+
+
+def cache_files(root: Path) -> list[Path]:
+    return sorted(path for path in (root / ".cache").rglob("*") if path.is_file())
+
+
+def forbid_decoding(monkeypatch):
+    def refuse(path, cut_bottom=0):
+        raise AssertionError(f"{path} was decoded")
+
+    monkeypatch.setattr(photo_files, "read_photo", refuse)
+
+
+def square(number: int, size: int = 16) -> np.ndarray:
+    import io
+
+    photo = Image.open(io.BytesIO(jpeg(number)))
+    return np.asarray(photo.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def test_photos_are_decoded_once_for_each_size(root, cached, monkeypatch):
+    assert len(cache_files(root)) == 3
+    assert np.array_equal(load_pixels(cached, 8), [square(number, 8) for number in range(3)])
+    photo_files._load.cache_clear()
+    forbid_decoding(monkeypatch)
+    assert np.array_equal(load_pixels(cached, 16), [square(number) for number in range(3)])
+    with pytest.raises(AssertionError, match="was decoded"):
+        load_pixels(cached, 16, cut_bottom=5)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_changed_photo_is_decoded_anew(cached, in_memory):
+    if in_memory:
+        load_pixels(cached, 16)
+    old = os.stat(cached[1])
+    content = jpeg(7)
+    Path(cached[1]).write_bytes(content + b"\0" * (old.st_size - len(content)))
+    os.utime(cached[1], ns=(old.st_atime_ns, old.st_mtime_ns))  # even with the old time of change
+    assert np.array_equal(load_pixels(cached, 16), [square(0), square(7), square(2)])
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: b"", lambda c: c[:50] + b"\1\2\3" + c[53:]])
+def test_damaged_cache_entry_is_made_anew(root, cached, damage):
+    for path in cache_files(root):
+        path.write_bytes(damage(path.read_bytes()))
+    assert np.array_equal(load_pixels(cached, 16), [square(number) for number in range(3)])
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system")])
+def test_full_or_read_only_disk_costs_time_alone(root, cached, monkeypatch, error):
+    def refuse(path):
+        raise error
+
+    monkeypatch.setattr(photo_files, "atomic_path", refuse)
+    with pytest.warns(UserWarning, match=f"not kept for the next time: {error.strerror}"):
+        assert np.array_equal(load_pixels(cached, 12), [square(number, 12) for number in range(3)])
