@@ -9,7 +9,7 @@ from fgvclib.table2 import ROWS
 
 BASELINE, ORACLE = "Baseline", "Oracle crop"
 
-# All that is ours taken away but `theta_gradient_limit`: without it the cpu and photos profiles diverge in the first epoch.
+# All that is ours taken away but `theta_gradient_limit`: without it small classifiers diverge in the first epoch.
 PAPERS_RECIPE = {
     "teacher_weights": "live",
     "teacher_layer": "last",
