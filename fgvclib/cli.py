@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except KeyboardInterrupt:
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
-    except (runner.NotebookFailed, runner.NotebookBusy, OSError) as error:
+    except (runner.NotebookFailed, runner.NotebookBusy, OSError, ImportError) as error:
         return _complain(error, 1)
     except (ValueError, TypeError) as error:
         return _complain(error, 2)
@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--csv", type=Path, metavar="FILE", help="write the table there, too")
     predict.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     predict.set_defaults(command=_predict)
+
+    export = commands.add_parser("export", help="write a trained model as ONNX (needs the extra `onnx`)")
+    export.add_argument("run", type=Path, help="folder of a run, such as results/cpu-synthbirds/runs/End-to-end-seed0")
+    export.add_argument("--output", type=Path, metavar="FILE", help="default: model.onnx in that folder")
+    export.set_defaults(command=_export)
 
     show = commands.add_parser("list", help="show the notebooks and their parameters")
     show.set_defaults(command=_list)
@@ -244,6 +249,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     for sentence in [*recogniser.remarks(), *failures]:
         print(sentence, file=sys.stderr)
     return 1 if failures else 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from fgvclib.export import export_run  # imports torch
+
+    print(export_run(arguments.run, arguments.output))
+    return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
