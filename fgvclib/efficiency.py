@@ -73,7 +73,7 @@ def compare(sides: Mapping[str, Callable[[], object]], budget_s: float, repetiti
         for name in order:
             row[name], row[f"{name} cpu"] = _seconds(sides[name])
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows)[[column for name in sides for column in (name, f"{name} cpu")]]
 
 
 def _seconds(run: Callable[[], object]) -> tuple[float, float]:

@@ -21,7 +21,7 @@ def test_sides_run_in_turn_and_equally_often():
     sides = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     times = efficiency.compare(sides, budget_s=60, repetitions=4)
     assert calls == ["a", "b"] + ["b", "a", "a", "b"] * 2
-    assert len(times) == 4 and list(times) == ["b", "b cpu", "a", "a cpu"]
+    assert len(times) == 4 and list(times) == ["a", "a cpu", "b", "b cpu"]
 
 
 def test_a_spent_budget_still_gives_three_repetitions():
