@@ -57,7 +57,7 @@ def _sampling_grid(theta: Tensor, size: int) -> Tensor:
     """
     centres = (2 * torch.arange(size, dtype=theta.dtype, device=theta.device) + 1) / size - 1  # (size,)
     x, y = (theta[:, :2, None] * centres + theta[:, 2:, None]).unbind(dim=1)  # equation 6, (B, size) each
-    shape = (len(theta), size, size)
+    shape = (theta.shape[0], size, size)  # not len(): ONNX export keeps the batch free
     return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
 
 

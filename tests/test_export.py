@@ -1,5 +1,7 @@
 """The exported model answers as PyTorch does, for other batch sizes than it was exported with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,16 @@ from fgvclib.training import CHECKPOINT_FORMAT
 
 
 @pytest.fixture(scope="module")
-def model(tiny):
+def config(tiny):
+    """Photos larger than AttNet's 64 pixels, so that the low-pass filtered resize is exported, too."""
+    return replace(tiny, image_size=96)
+
+
+@pytest.fixture(scope="module")
+def model(config):
     """Random weights; AffNet's answers depend on the image, so that theta is tested too."""
     torch.manual_seed(0)
-    model = build_model(tiny, 3, pretrained=False)
+    model = build_model(config, 3, pretrained=False)
     with torch.no_grad():
         for network in (model.affnet.horizontal, model.affnet.vertical):
             network[-1].weight.normal_(std=0.02)
@@ -24,11 +32,11 @@ def model(tiny):
 
 
 @pytest.fixture(scope="module")
-def exported(model, tiny, tmp_path_factory):
+def exported(model, config, tmp_path_factory):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra `onnx` is not installed")
     run = tmp_path_factory.mktemp("run")
-    state = {"format": CHECKPOINT_FORMAT, "config": training_values(tiny), "model": model.state_dict()}
+    state = {"format": CHECKPOINT_FORMAT, "config": training_values(config), "model": model.state_dict()}
     state |= {"class_names": ["a", "b", "c"], "history": []}
     torch.save(state, run / "checkpoint.pt")
     assert main(["export", str(run)]) == 0
@@ -36,11 +44,11 @@ def exported(model, tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_onnx_runtime_agrees(exported, model, tiny, batch):
+def test_onnx_runtime_agrees(exported, model, config, batch):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    images = torch.randn(batch, 3, tiny.image_size, tiny.image_size, generator=torch.Generator().manual_seed(batch))
+    images = torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(batch))
     found = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {INPUT: images.numpy()}), strict=True))
     with torch.no_grad():
         wanted = model(images)
@@ -55,8 +63,6 @@ def test_a_folder_without_run_is_refused_in_a_sentence(tmp_path, capsys):
 
 
 def test_the_baseline_has_no_theta_to_export(tiny, tmp_path):
-    from dataclasses import replace
-
     pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
     baseline = build_model(replace(tiny, **ROWS["Baseline"]), 3, pretrained=False)
     with pytest.raises(ValueError, match="without localisation"):
