@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from fgvclib.checkpoints import CHECKPOINT_FORMAT
 from fgvclib.cli import main
 from fgvclib.config import training_values
 from fgvclib.export import INPUT, OUTPUTS, export_onnx
 from fgvclib.model import build_model
 from fgvclib.table2 import ROWS
-from fgvclib.training import CHECKPOINT_FORMAT
 
 
 @pytest.fixture(scope="module")
