@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fgvclib.checkpoints import CHECKPOINT_FORMAT
+from fgvclib.checkpoints import save_checkpoint
 from fgvclib.cli import main
 from fgvclib.config import training_values
 from fgvclib.export import INPUT, OUTPUTS, export_onnx
@@ -36,9 +36,9 @@ def exported(model, config, tmp_path_factory):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra `onnx` is not installed")
     run = tmp_path_factory.mktemp("run")
-    state = {"format": CHECKPOINT_FORMAT, "config": training_values(config), "model": model.state_dict()}
+    state = {"config": training_values(config), "model": model.state_dict()}
     state |= {"class_names": ["a", "b", "c"], "history": []}
-    torch.save(state, run / "checkpoint.pt")
+    save_checkpoint(run / "checkpoint.pt", state)
     assert main(["export", str(run)]) == 0
     return run / "model.onnx"
 
