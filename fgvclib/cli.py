@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     grade = commands.add_parser("grade", help="run the checks of handed-in exercise notebooks (executes their code)")
     grade.add_argument("submission", nargs="+", help="a student's copy of a notebook in notebooks/exercises/student")
     grade.set_defaults(command=_grade)
+    export = commands.add_parser("export", help="write a trained model as ONNX (needs the extra `onnx`)")
+    export.add_argument("run", type=Path, help="folder of a run, such as results/cpu-synthbirds/runs/End-to-end-seed0")
+    export.add_argument("--output", type=Path, metavar="FILE", help="default: model.onnx in that folder")
+    export.set_defaults(command=_export)
 
     show = commands.add_parser("list", help="show the notebooks and their parameters")
     show.set_defaults(command=_list)
@@ -271,6 +275,13 @@ def _grade(arguments: argparse.Namespace) -> int:
         print(f"{submission}: {sum(verdict['passed'] for verdict in verdicts.values())} of {len(verdicts)} right")
         for number, verdict in verdicts.items():
             print(f"  {'✓' if verdict['passed'] else '✗'} {number}  {verdict['message']}", flush=True)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from fgvclib.export import export_run  # imports torch
+
+    print(export_run(arguments.run, arguments.output))
     return 0
 
 

@@ -78,6 +78,7 @@ class Config:
     lr_drops: int = 2  # equally spaced: after 30 and 60 of 90 epochs
     momentum: float = 0.9
     weight_decay: float = 1e-3  # [ELoPE]
+    precision: str = "fp32"  # of the forward pass in training: fp32 or bf16 (AffNet and the losses stay in fp32)
     workers: int = 8
 
     # Table 1
@@ -175,6 +176,7 @@ SMOKE = replace(
 
 # Values that are words: what each may be.
 CHOICES = {
+    "precision": ("fp32", "bf16"),
     "teacher_weights": ("live", "imagenet"),
     "teacher_layer": ("last", "stage"),
     "teacher_mean": ("mean", "rms"),

@@ -44,11 +44,21 @@ def crop(images: Tensor, theta: Tensor, size: int) -> Tensor:
     images (B, 3, H, W) and theta (B, 4) → (B, 3, size, size). The paper leaves open what lies beyond the image: here
     zeros, which after normalisation is the mean colour, so that nothing there looks like an object.
     """
-    theta = theta.to(images.dtype)  # a grid in half precision would be a pixel off
-    scale, translation = theta[:, :2], theta[:, 2:]
-    matrix = torch.cat([torch.diag_embed(scale), translation.unsqueeze(-1)], dim=-1)  # (B, 2, 3)
-    grid = F.affine_grid(matrix, [len(images), images.shape[1], size, size], align_corners=False)
+    # A grid in half precision would be a pixel off.
+    grid = _sampling_grid(theta.to(images.dtype), size)
     return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+
+
+def _sampling_grid(theta: Tensor, size: int) -> Tensor:
+    """theta (B, 4) → the points (B, size, size, 2), xy, that a crop is read from; pixel centres, align_corners=False.
+
+    `affine_grid` gives the same points by a matrix product per pixel. A box without rotation needs none, and the crop
+    takes two thirds of the time.
+    """
+    centres = (2 * torch.arange(size, dtype=theta.dtype, device=theta.device) + 1) / size - 1  # (size,)
+    x, y = (theta[:, :2, None] * centres + theta[:, 2:, None]).unbind(dim=1)  # equation 6, (B, size) each
+    shape = (theta.shape[0], size, size)  # not len(): ONNX export keeps the batch free
+    return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
 
 
 def min_max_normalise(attention: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ class EndToEndModel(nn.Module):
         if not self.localise:
             return None, self._identity(images)
         attention = self.attnet(images)
-        return attention, self.affnet(scale_gradient(attention, self.beta_att))
+        with torch.autocast(images.device.type, enabled=False):  # bf16 knows a box to a few pixels only
+            attention = attention.float()
+            return attention, self.affnet(scale_gradient(attention, self.beta_att))
 
     @staticmethod
     def _identity(images: Tensor) -> Tensor:

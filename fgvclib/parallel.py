@@ -13,10 +13,13 @@ from timm.layers import convert_sync_batchnorm  # torch's own would lose the act
 from torch import Tensor, nn
 
 
-def create_accelerator() -> Accelerator:
-    """For one process or as many as `accelerate launch` started; `--mixed_precision` is followed as well."""
+def create_accelerator(precision: str = "fp32") -> Accelerator:
+    """For one process or as many as `accelerate launch` started; its `--mixed_precision` holds unless this is bf16."""
     # Which parameters learn depends on the epoch and the row of Table 2, and a stage may leave out the classifier.
-    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    mixed_precision = "bf16" if precision == "bf16" else None
+    return Accelerator(
+        mixed_precision=mixed_precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+    )
 
 
 def synchronise_batchnorm(model: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -666,3 +666,43 @@ def to_png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=90)
     plt.close(figure)
     return buffer.getvalue()
+
+
+def competitors_figure(table: pd.DataFrame) -> Figure:
+    """Inference time over that of the classifier alone, one bar per system: columns value, low, high of `ratios`."""
+    figure, ax = plt.subplots(figsize=(7, 0.5 + 0.45 * len(table)))
+    errors = [table["value"] - table["low"], table["high"] - table["value"]]
+    colours = [SERIES[1] if name == "ours" else SERIES[0] for name in table.index]
+    ax.barh(table.index, table["value"], xerr=errors, color=colours)
+    for row, value in enumerate(table["high"]):
+        ax.text(value, row, f"  {table['value'].iloc[row]:.2f}", va="center")
+    ax.axvline(1, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel="time / time of the classifier alone", xlim=(0, 1.12 * table["high"].max()))
+    ax.set_title("What localisation costs at test time: median, with quartiles")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    return figure
+
+
+def growth_figure(batch: pd.DataFrame, size: pd.DataFrame, classes: pd.DataFrame) -> Figure:
+    """Time and memory of a training step over batch and input size; the embedding loss over the number of classes."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
+    for ax, table, title in zip(axes, (batch, size), ("photos in a batch", "side of the photo [px]"), strict=False):
+        x = table.iloc[:, 0]
+        ax.plot(x, table["baseline_ms"], "o-", color=SERIES[0], label="baseline [ms]")
+        ax.plot(x, table["ours_ms"], "s-", color=SERIES[1], label="end-to-end [ms]")
+        memory = ax.twinx()
+        memory.plot(x, table["gib"], "^:", color=SERIES[2], label="memory, end-to-end [GiB]")
+        memory.set(ylabel="GiB", ylim=(0, None))
+        memory.spines["right"].set_visible(True)
+        memory.grid(visible=False)
+        ax.set(xlabel=title, ylabel="ms per training step", ylim=(0, None), xticks=x)
+    handles = axes[0].get_lines() + memory.get_lines()
+    axes[0].legend(handles, [line.get_label() for line in handles], fontsize="small", loc="upper left")
+    axes[0].set_title("Growth over the batch")
+    axes[1].set_title("Growth over the input size")
+    axes[2].loglog(classes["classes"], classes["all_pairs_ms"], "o-", color=SERIES[0], label="all pairs of classes")
+    axes[2].loglog(classes["classes"], classes["ours_ms"], "s-", color=SERIES[1], label="classes of the batch (ours)")
+    axes[2].set(xlabel="classes", ylabel="ms, forward and backward", title="Embedding loss over the classes")
+    axes[2].legend(fontsize="small")
+    return figure

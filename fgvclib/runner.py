@@ -31,7 +31,7 @@ from fgvclib.progress import HEADLESS
 NOTEBOOKS = PROJECT / "notebooks"
 ABLATION, COMPARISON, EXPLORER = "05", "07", "09"
 COMMON = ("profile", "dataset", "seeds", "overrides")  # parameters of every notebook
-TABLES = ("table1", "table2", "table3")
+TABLES = ("table1", "table2", "table3", "efficiency")
 GRACE_SECONDS = 20  # for a stopped training to save
 START_SECONDS = 300  # for a kernel to start on a busy machine
 DEAD_KERNEL = 138

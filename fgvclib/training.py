@@ -42,7 +42,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     of one photo; OSError where a checkpoint can not be saved.
     """
     check_batches(config, splits)
-    accelerator = create_accelerator()
+    accelerator = create_accelerator(config.precision)
     torch.manual_seed(seed)
     model = synchronise_batchnorm(build_model(config, len(splits.class_names), pretrained), accelerator)
     criterion = build_loss(config, len(splits.class_names))
@@ -131,7 +131,7 @@ def train_one_epoch(
         target = batch.get("teacher_map")
         if target is None and criterion.needs_teacher:
             with accelerator.autocast():
-                target = teacher_map(images)
+                target = teacher_map(images).float()
         output = model(images)
         terms = criterion(output, labels, target)
         optimiser.zero_grad()
@@ -167,6 +167,11 @@ def check_finite(terms: dict[str, Tensor]) -> None:
                 f"Training stopped because {name!r} became {value}; the last checkpoint is kept. "
                 "A lower localisation_learning_rate or learning_rate usually helps."
             )
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a forward pass computes with `config.precision`, "fp32" or "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def build_loss(config: Config, num_classes: int) -> EndToEndLoss:

@@ -68,3 +68,10 @@ def test_figures_metrics_and_manifest_are_there(results):
     assert {"table1", "end_to_end", "ablation", "comparison"} <= set(json.loads((results / "metrics.json").read_text()))
     manifest = json.loads((results / "manifest.json").read_text())
     assert len(manifest["notebooks"]) == len(list_notebooks())
+
+
+def test_efficiency_has_the_papers_figures_and_says_what_is_open(results):
+    table = pd.read_csv(results / "efficiency.csv")
+    measured = table[table["note"] != "not yet measured on a GPU"]
+    assert (measured["value"] > 0).all() and measured["what"].is_unique
+    assert table["paper_value"].notna().any() and (results / "figures" / "08_growth.png").exists()

@@ -1,0 +1,128 @@
+"""The arithmetic of the measurements, and that every side runs; no timing is judged."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from fgvclib import efficiency
+from fgvclib.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
+from fgvclib.config import load_config
+from fgvclib.geometry import box_to_theta, crop
+from fgvclib.model import build_model
+from fgvclib.training import NonFiniteLoss, check_finite
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_sides_run_in_turn_and_equally_often():
+    calls = []
+    sides = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = efficiency.compare(sides, budget_s=60, repetitions=4)
+    assert calls == ["a", "b"] + ["b", "a", "a", "b"] * 2
+    assert len(times) == 4 and list(times) == ["a", "a cpu", "b", "b cpu"]
+
+
+def test_a_spent_budget_still_gives_three_repetitions():
+    assert len(efficiency.compare({"a": lambda: None}, budget_s=0)) == 3
+
+
+def test_ratio_is_the_median_of_the_pairs_not_of_the_sides():
+    times = pd.DataFrame({"a": [2.0, 30.0, 8.0], "b": [1.0, 10.0, 2.0], "a cpu": 1.0, "b cpu": [1.0, 2.0, 4.0]})
+    found = efficiency.ratio(times, "a", "b")
+    assert found == {"value": 3.0, "low": 2.5, "high": 3.5, "cpu_time_value": 0.5, "repetitions": 3}
+
+
+def test_kept_for_backward_counts_each_storage_once_and_no_weight():
+    layer = nn.Linear(8, 16, bias=False)
+    x = torch.randn(4, 8)
+
+    def forward():
+        hidden = layer(x)  # keeps x; the weight is the model's own
+        return (hidden * hidden + hidden.exp()).sum()  # keep hidden, and the result of exp
+
+    assert efficiency.kept_for_backward(forward, layer) == 4 * (4 * 8 + 4 * 16 + 4 * 16)
+
+
+def test_table_sets_the_paper_beside_ours_and_says_what_no_gpu_measured():
+    one = {"value": 1.01, "low": 1.0, "high": 1.02, "cpu_time_value": 1.01, "repetitions": 9}
+    measured = {"inference": one, "step_given": one | {"value": 1.2}, "parameters": {"value": 5.0}}
+    table = efficiency.efficiency_table(measured, load_config("smoke"))
+    ours = table[table["device"] == efficiency.device_name()].set_index("what")
+    assert list(ours["reached"]) == ["yes", "no", ""]
+    assert ours["paper_value"].iloc[0] == pytest.approx(1.0123, abs=1e-4)
+    if not torch.cuda.is_available():
+        pending = table[table["note"] == efficiency.NOT_YET]
+        assert len(pending) == 2 and pending["value"].isna().all() and (pending["reached"] == "").all()
+
+
+def test_training_step_learns_from_the_map_that_it_was_given(tiny):
+    step = efficiency.TrainingStep(tiny, "given")
+    before = [parameter.clone() for parameter in step.model.attnet.parameters()]
+    step.model.teacher_map = None  # calling it would raise
+    step()
+    after = list(step.model.attnet.parameters())
+    assert any(not torch.equal(one, two) for one, two in zip(before, after, strict=True))
+
+
+def test_bf16_leaves_theta_in_fp32(tiny):
+    model = build_model(tiny, 3, pretrained=False).eval()
+    with torch.no_grad(), efficiency.autocast("bf16", torch.device("cpu")):
+        output = model(torch.randn(2, 3, tiny.image_size, tiny.image_size))
+    assert output.theta.dtype == torch.float32 and output.logits.dtype == torch.bfloat16
+
+
+class MeanColour(nn.Module):
+    """A classifier whose logits are the mean colours, and whose feature map is the image itself."""
+
+    def feature_maps(self, images):
+        return images
+
+    def forward(self, images):
+        return images.mean(dim=(2, 3)), None
+
+
+def test_multi_crop_averages_the_probabilities_of_all_crops():
+    images = torch.rand(2, 3, 14, 14)
+    small = torch.nn.functional.interpolate(images, (8, 8), mode="bilinear", antialias=True)
+    corners = [small[..., y : y + 7, x : x + 7] for y, x in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    centre = [view for view in (small[..., 0:7, 0:7], small[..., 1:8, 1:8])]  # (8 - 7) / 2 is rounded to 0 or 1
+    found = MultiCrop(MeanColour(), 7)(images).exp()
+    wanted = [
+        torch.stack([view.mean(dim=(2, 3)).softmax(dim=1) for view in [*corners, one]]).mean(dim=0) for one in centre
+    ]
+    assert any(torch.allclose(found, mean, atol=1e-6) for mean in wanted)
+
+
+def test_two_passes_crop_the_box_of_the_attention_map():
+    images = torch.zeros(1, 3, 8, 8)
+    images[:, :, 2:4, 4:8] = 1.0
+    theta = box_to_theta(torch.tensor([[0.5, 0.25, 1.0, 0.5]]))
+    found = TwoPassCrop(MeanColour(), 8)(images)
+    assert torch.allclose(found, crop(images, theta, 8).mean(dim=(2, 3)))
+
+
+def test_spatial_transformer_starts_at_the_whole_image(tiny):
+    images = torch.rand(2, 3, 32, 32)
+    network = SpatialTransformer(MeanColour(), tiny.backbone, 32).eval()
+    assert torch.allclose(network(images), images.mean(dim=(2, 3)), atol=1e-5)
+
+
+def test_the_first_term_that_is_not_finite_is_named():
+    with pytest.raises(NonFiniteLoss, match="'affine' became nan"):
+        check_finite({"a": torch.tensor(1.0), "affine": torch.tensor(np.nan), "total": torch.tensor(np.inf)})
+
+
+def test_precision_has_two_values():
+    assert load_config("smoke", precision="bf16").precision == "bf16"
+    with pytest.raises(ValueError, match="one of fp32, bf16"):
+        load_config("smoke", precision="fp16")
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_given_map_and_bf16_steps_run_on_a_gpu(tiny):
+    for precision in ("fp32", "bf16"):
+        assert torch.isfinite(efficiency.TrainingStep(tiny, "live", precision).loss())
+        assert efficiency.training_memory(tiny, precision)["counted"] == 0
