@@ -7,6 +7,8 @@ SEEDS ?= 0
 
 # The packages of .venv are the ones that run, whatever the user's shell puts in front of them.
 unexport PYTHONPATH PYTHONHOME
+# Bytecode is kept, or every notebook's kernel would compile torch again: seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce lab app test clean
