@@ -25,7 +25,7 @@ def config(tiny, tmp_path, monkeypatch):
 def test_maps_are_the_root_mean_square_of_imagenets_last_stage(config, splits):
     found = teacher_maps(splits.test, replace(config, map_size=4))
     backbone = create_backbone(config.backbone, output_stride=16).eval()
-    images = torch.stack([item["image"] for item in evaluation_loader(splits.test, config).dataset])
+    images = torch.cat([batch["image"] for batch in evaluation_loader(splits.test, config)])
     with torch.no_grad():
         stage = backbone.forward_intermediates(images, indices=[-1], intermediates_only=True)[0].numpy()
     assert stage.shape == (9, 320, 4, 4)
@@ -89,7 +89,7 @@ def test_localisation_learns_alone_and_leaves_the_classifier(config, splits):
 
     def local_loss():
         model.eval()
-        images = torch.stack([item["image"] for item in evaluation_loader(splits.train, config).dataset])
+        images = torch.cat([batch["image"] for batch in evaluation_loader(splits.train, config)])
         with torch.no_grad():
             return sum(criterion.local_terms(*model.localisation(images), maps).values()).item()
 
