@@ -26,9 +26,9 @@ def finished(tiny, splits, tmp_path_factory):
     """A run, what it announced, and which tables were predicted on."""
     said, looked_at = [], []
 
-    def recorded(model, loader, photos, **options):
+    def recorded(model, loader, photos, *args, **options):
         looked_at.append(next(name for name in ("train", "validation", "test") if photos is getattr(splits, name)))
-        return predict(model, loader, photos, **options)
+        return predict(model, loader, photos, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "predict", recorded)
