@@ -25,7 +25,7 @@ PAPERS_RECIPE = {
 BOUNDS: dict[str, dict] = {
     "Centre crop": {**ROWS[BASELINE], "fixed_box": "centre"},
     "Paper's recipe": PAPERS_RECIPE,
-    "Teacher crop": {**ROWS[BASELINE], "fixed_box": "teacher"},
+    "Teacher crop": {**ROWS[BASELINE], "fixed_box": "teacher", "teacher_weights": "imagenet"},
     ORACLE: {**ROWS[BASELINE], "fixed_box": "oracle"},
 }
 

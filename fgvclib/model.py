@@ -72,7 +72,7 @@ class EndToEndModel(nn.Module):
             return None, self._identity(images)
         attention = self.attnet(images)
         with torch.autocast(images.device.type, enabled=False):  # bf16 knows a box to a few pixels only
-            attention = attention.float()
+            attention = attention.to(torch.promote_types(attention.dtype, torch.float32))
             return attention, self.affnet(scale_gradient(attention, self.beta_att))
 
     @staticmethod

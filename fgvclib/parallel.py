@@ -7,10 +7,15 @@ embedding loss, whose class centres see the features of all processes. With one 
 """
 
 import torch.distributed
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast, gather
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import broadcast, gather, parse_flag_from_env
 from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation of timm's combined layers
 from torch import Tensor, nn
+
+
+def process_state() -> PartialState:
+    """This process among those of `accelerate launch`, which tells of CPUs in a variable that PartialState ignores."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def create_accelerator(precision: str = "fp32") -> Accelerator:

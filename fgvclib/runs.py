@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from fgvclib.checkpoints import previous_path, read_checkpoint
@@ -23,7 +22,7 @@ from fgvclib.datasets import has_boxes
 from fgvclib.evaluation import predict, summarise
 from fgvclib.files import atomic_path, locked, read_json, write_json
 from fgvclib.model import EndToEndModel, build_model
-from fgvclib.parallel import create_accelerator
+from fgvclib.parallel import create_accelerator, process_state
 from fgvclib.teacher_maps import teacher_maps
 from fgvclib.training import train
 
@@ -98,20 +97,20 @@ def train_or_load(
 
 def _agreed(flag: bool) -> bool:
     """The first process's answer, so that all take the same way."""
-    PartialState()  # joins the group of processes, where `accelerate launch` started several
+    process_state()  # joins the group of processes, where `accelerate launch` started several
     return broadcast_object_list([flag])[0]
 
 
 def _training_lock(folder: Path, announce: Callable[[str], None]):
     """Let no other process, or group of processes, train in `folder` at the same time."""
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return nullcontext()
     told = f"{folder.name}: another process is training this run; waiting for its result."
     return locked(folder / ".lock", lambda: announce(told))
 
 
 def _train(run: Run, announce: Callable[[str], None]) -> None:
-    main = PartialState().is_main_process
+    main = process_state().is_main_process
     name, announce = run.folder.name, announce if main else lambda text: None
     unscored = "" if has_boxes(run.splits.test) else "; there are no true boxes, so localisation is not scored"
     announce(f"{name}: training {run.config.epochs} epochs on {len(run.splits.train)} photos{unscored}")
@@ -131,7 +130,7 @@ def _train(run: Run, announce: Callable[[str], None]) -> None:
             "the same call or command goes on from there."
         )
         raise
-    PartialState().wait_for_everyone()  # the first process may still be saving
+    process_state().wait_for_everyone()  # the first process may still be saving
 
 
 def _clear_leftovers(folder: Path) -> None:
@@ -152,11 +151,11 @@ def _write_history(run: Run, records: list[dict]) -> None:
 def _finish(run: Run, identity: dict) -> None:
     """Evaluate the test split, and mark the run as done."""
     predictions = _predict_test(run)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         _write_csv(run.folder / "predictions.csv", predictions.drop(columns="path"))
         write_json(run.folder / "metrics.json", identity | {"test": summarise(predictions)})
         previous_path(run.checkpoint).unlink(missing_ok=True)
-    PartialState().wait_for_everyone()
+    process_state().wait_for_everyone()
 
 
 def describe_epoch(record: dict, epochs: int) -> str:

@@ -60,7 +60,8 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     yield from history
     if not history:
         train_localisation(model, criterion, splits, maps, config, seed)
-    prepared, criterion, optimiser, loader = accelerator.prepare(model, criterion, optimiser, loader)
+    criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
+    prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
     validation_loader = accelerator.prepare(validation_loader)
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
