@@ -698,7 +698,7 @@ def growth_figure(batch: pd.DataFrame, size: pd.DataFrame, classes: pd.DataFrame
         memory.grid(visible=False)
         ax.set(xlabel=title, ylabel="ms per training step", ylim=(0, None), xticks=x)
     handles = axes[0].get_lines() + memory.get_lines()
-    axes[0].legend(handles, [line.get_label() for line in handles], fontsize="small", loc="upper left")
+    axes[0].legend(handles, [line.get_label() for line in handles], fontsize="small", loc="lower right")
     axes[0].set_title("Growth over the batch")
     axes[1].set_title("Growth over the input size")
     axes[2].loglog(classes["classes"], classes["all_pairs_ms"], "o-", color=SERIES[0], label="all pairs of classes")
