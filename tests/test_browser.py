@@ -25,7 +25,10 @@ BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 PATIENCE = 120  # seconds for one step on a busy machine; a quiet one needs a few
 TOKEN = "classroom"
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser is installed (looked for {', '.join(BROWSERS)})")
+pytestmark = [
+    pytest.mark.skipif("FGVC_BROWSER" not in os.environ, reason="slow: set FGVC_BROWSER=1 to run the browser tests"),
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser is installed (looked for {', '.join(BROWSERS)})"),
+]
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra `test`)")
 
 
