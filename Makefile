@@ -17,7 +17,7 @@ help: ## List the targets
 	@echo "Targets:"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables, with their values now:"
-	@echo "  PROFILE=$(PROFILE)   smoke: every notebook, tiny · cpu: a laptop · paper: 448 px, ResNet-101, 90 epochs"
+	@echo "  PROFILE=$(PROFILE)   smoke: every notebook, tiny · cpu: a laptop · photos: real photos, hours on a CPU · paper: 448 px, ResNet-101, 90 epochs"
 	@echo "  DATASET=$(DATASET)   or cub200, aircraft, cars, folder (data/README.md)"
 	@echo "  SEEDS=$(SEEDS)   one or several, for instance SEEDS=0,1,2"
 	@echo "  PYTHON=$(PYTHON)   the interpreter that .venv is made with"

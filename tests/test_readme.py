@@ -39,3 +39,21 @@ def test_link_leads_somewhere(target):
 
 def test_nothing_is_left_to_fill_in():
     assert "@@" not in README
+
+
+REAL_BIRDS = {
+    "Baseline": "whole photo (baseline)",
+    "Paper's recipe": "the paper's recipe, one pass",
+    "End-to-end": "**end-to-end with our changes, one pass**",
+    "Oracle crop": "the true box (bound)",
+}
+
+
+@pytest.mark.parametrize("name", REAL_BIRDS)
+def test_real_birds_are_the_reference_runs(name):
+    row = pd.read_csv(REFERENCE.parent / "photos-cub200" / "bounds.csv").set_index("row").loc[name]
+    (cells,) = table_rows(REAL_BIRDS[name])
+    spread = "" if pd.isna(row["accuracy_std"]) else f" ± {row['accuracy_std']:.1f}"
+    assert cells[1:4] == [row["seeds"], f"{row['accuracy_mean']:.1f}{spread}", f"{row['share_of_gain']:.0%}"]
+    columns = ["box_acc_0.3", "box_acc_0.5", "box_acc_0.7"]
+    assert cells[4:7] == [f"{row[column]:.2f}" for column in columns]
