@@ -24,8 +24,8 @@ help: ## List the targets
 
 setup: .venv/.installed ## Make .venv with the pinned packages (the other targets do it when needed)
 
-reproduce: .venv/.installed ## Run every notebook, write results/<profile>-<dataset>/, print the tables
-	.venv/bin/fgvc run all --profile "$(PROFILE)" --dataset "$(DATASET)" --seeds "$(SEEDS)"
+reproduce: .venv/.installed ## Run notebooks 00 to 07, write results/<profile>-<dataset>/, print the tables
+	.venv/bin/fgvc run reproduction --profile "$(PROFILE)" --dataset "$(DATASET)" --seeds "$(SEEDS)"
 
 lab: .venv/.installed ## Open JupyterLab on the notebooks, with the project's own kernel
 	.venv/bin/fgvc lab

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="execute one notebook, or all of them")
-    run.add_argument("notebook", help="03, 03_affnet, a path, or all")
+    run.add_argument("notebook", help="03, 03_affnet, a path, all, or reproduction: 00 to 07")
     run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="a notebook parameter, or overrides.KEY; VALUE is YAML or JSON")  # fmt: skip
     _add_where(run, run_options=True)
@@ -171,8 +171,8 @@ def _run(arguments: argparse.Namespace) -> int:
         "timeout": arguments.timeout,
         "force": arguments.force,
     }
-    if arguments.notebook == "all":
-        runner.run_all(**settings)
+    if arguments.notebook in ("all", "reproduction"):
+        runner.run_all(**settings, until=runner.COMPARISON if arguments.notebook == "reproduction" else "")
     else:
         print(runner.run_notebook(arguments.notebook, **settings))
     return 0

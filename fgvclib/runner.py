@@ -391,13 +391,15 @@ def run_all(
     parameters: dict[str, Any] | None = None,
     timeout: float | None = None,
     force: bool = False,
+    until: str = "",
 ) -> Path:
-    """Execute all numbered notebooks in order, then print the tables; the results folder.
+    """Execute all numbered notebooks in order, up to the number `until`, then print the tables; the results folder.
 
     A parameter goes to the notebooks that have it; ValueError if none does. `timeout`: minutes per notebook.
     """
     began = time.monotonic()
-    known = {notebook: notebook_parameters(notebook) for notebook in list_notebooks()}
+    chosen = [notebook for notebook in list_notebooks() if not until or notebook.stem[:2] <= until]
+    known = {notebook: notebook_parameters(notebook) for notebook in chosen}
     for name in parameters or {}:
         if not any(name in names for names in known.values()):
             raise ValueError(f"No notebook has a parameter {name}.")

@@ -112,9 +112,9 @@ def test_make_help_lists_every_target():
 
 @needs_make
 def test_make_reproduce_hands_its_variables_to_the_runner():
-    assert 'run all --profile "cpu" --dataset "synthbirds" --seeds "0"' in make("--dry-run", "reproduce")
+    assert 'run reproduction --profile "cpu" --dataset "synthbirds" --seeds "0"' in make("--dry-run", "reproduce")
     given = make("--dry-run", "reproduce", "PROFILE=paper", "DATASET=cub200", "SEEDS=0,1,2")
-    assert 'run all --profile "paper" --dataset "cub200" --seeds "0,1,2"' in given
+    assert 'run reproduction --profile "paper" --dataset "cub200" --seeds "0,1,2"' in given
 
 
 def test_continuous_integration_runs_the_test_command_of_the_readme():

@@ -542,3 +542,15 @@ def test_beside_paper():
         "iou_gt_0.80": ["0.988 | 0.500", "0.500 | 1"],
         "paper_code": ["a", "b"],
     }
+
+
+def test_reproduction_is_the_notebooks_up_to_the_comparison(monkeypatch, tmp_path):
+    executed = []
+    monkeypatch.setattr(runner, "plan", lambda notebook, *args: types.SimpleNamespace(notebook=notebook, folder=tmp_path))
+    monkeypatch.setattr(runner, "_run", lambda job, *args: executed.append(job.notebook.stem[:2]) or True)
+    monkeypatch.setattr(runner, "print_tables", lambda folder: None)
+    assert main(["run", "reproduction", "--profile", "smoke"]) == 0
+    assert executed == ["00", "01", "02", "03", "04", "05", "06", "07"]
+    executed.clear()
+    assert main(["run", "all", "--profile", "smoke"]) == 0
+    assert executed == [path.stem[:2] for path in runner.list_notebooks()] and "10" in executed
