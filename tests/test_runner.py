@@ -546,7 +546,9 @@ def test_beside_paper():
 
 def test_reproduction_is_the_notebooks_up_to_the_comparison(monkeypatch, tmp_path):
     executed = []
-    monkeypatch.setattr(runner, "plan", lambda notebook, *args: types.SimpleNamespace(notebook=notebook, folder=tmp_path))
+    monkeypatch.setattr(
+        runner, "plan", lambda notebook, *args: types.SimpleNamespace(notebook=notebook, folder=tmp_path)
+    )
     monkeypatch.setattr(runner, "_run", lambda job, *args: executed.append(job.notebook.stem[:2]) or True)
     monkeypatch.setattr(runner, "print_tables", lambda folder: None)
     assert main(["run", "reproduction", "--profile", "smoke"]) == 0
