@@ -52,8 +52,7 @@ def crop(images: Tensor, theta: Tensor, size: int) -> Tensor:
 def _sampling_grid(theta: Tensor, size: int) -> Tensor:
     """theta (B, 4) → the points (B, size, size, 2), xy, that a crop is read from; pixel centres, align_corners=False.
 
-    `affine_grid` gives the same points by a matrix product per pixel. A box without rotation needs none, and the crop
-    takes two thirds of the time.
+    `affine_grid` gives the same points by a matrix product per pixel. A box without rotation needs none.
     """
     centres = (2 * torch.arange(size, dtype=theta.dtype, device=theta.device) + 1) / size - 1  # (size,)
     x, y = (theta[:, :2, None] * centres + theta[:, 2:, None]).unbind(dim=1)  # equation 6, (B, size) each
