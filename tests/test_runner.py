@@ -489,7 +489,7 @@ def test_wrong_commands_end_with_a_sentence(notebooks, capsys):
     write(notebooks, "03_tiny", "1")
     for command, told in (
         (["run", "04"], "04 names no notebooks; there are: 03_tiny"),
-        (["run", "03", "--profile", "tiny"], "profile is 'tiny'; choose one of smoke, cpu, paper."),
+        (["run", "03", "--profile", "tiny"], "profile is 'tiny'; choose one of smoke, cpu, photos, paper."),
         (["run", "03", "--set", "epochs=many"], "epochs = 'many' is str"),
         (["run", "03", "--set", "epochs"], "--set epochs has no value; write --set KEY=VALUE."),
         (["run", "03", "-p", "rows", "[a"], "'[a' is neither JSON nor YAML."),
