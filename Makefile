@@ -36,7 +36,7 @@ app: .venv/.installed ## Serve the explorer (notebook 09) as a web app, on this 
 test: .venv/.installed ## Check style and run the test suite
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean: ## Remove caches (never data, results or .venv)
 	find fgvclib notebooks tests -depth -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """What the core's tests share: a configuration that trains in a second, and SynthBirds drawn once for it."""
 
 import multiprocessing
+import os
 import sys
 from functools import partial
 
@@ -8,6 +9,9 @@ import pytest
 
 from fgvclib import synthbirds
 from fgvclib.config import load_config
+
+# Two files are tested at a time: the kernels and commands that tests start share the cores, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish():
