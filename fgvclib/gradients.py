@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgvclib.geometry import crop
+from fgvclib.geometry import crop, widen
 from fgvclib.losses import EndToEndLoss, clip_gradient
 from fgvclib.model import EndToEndModel, ModelOutput
 
@@ -22,7 +22,7 @@ def gradient_parts(
     """
     attention = model.attnet(images).detach().requires_grad_()
     theta = model.affnet(attention)
-    cropped = crop(images, clip_gradient(theta, limit), model.crop_size)
+    cropped = crop(images, widen(clip_gradient(theta, limit), model.crop_margin), model.crop_size)
     output = ModelOutput(*model.classifier(cropped), attention, theta, cropped)
     terms = criterion(output, labels, model.teacher_map(images))
     losses = {
