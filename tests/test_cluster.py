@@ -119,6 +119,17 @@ def test_killed_grid_is_continued_with_what_is_missing(grid, tmp_path):
     assert commands(tmp_path) == ran
 
 
+@needs_snakemake
+def test_grid_of_the_configuration_is_planned(tmp_path):
+    """As docs/cluster.md starts it, without any --config."""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "FGVC_RESULTS": str(tmp_path), "HOME": str(tmp_path)}
+    command = [SNAKEMAKE, "-s", str(SNAKEFILE), "--directory", str(tmp_path), "--dry-run", "--cores", "1", "--nocolor"]
+    planned = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", planned.stdout, re.MULTILINE))
+    assert jobs["cell"] == str(len(ROWS) * len(SETTINGS["seeds"]) * len(SETTINGS["datasets"]))
+
+
 def test_grid_of_the_configuration_is_the_papers():
     assert SETTINGS["rows"] == list(ROWS)
     assert len(SETTINGS["seeds"]) == 3
