@@ -37,8 +37,8 @@ MAP_KEYS = (  # the configuration values that a map depends on
 def teacher_maps(photos: pd.DataFrame, config: Config) -> Tensor:
     """Maps (N, 1, n, n) in [0, 1] of the photos as they are, in the table's order; whole, even where `CROP` cuts them.
 
-    Stored in `results/teacher_maps/` under a name that changes with the teacher, the banner that is cut off, and the photos'
-    paths, sizes and dates. Raises ValueError where the configured teacher is the live one, whose maps change.
+    Stored in `results/teacher_maps/` under a name that changes with `MAP_KEYS` and the photos' paths, sizes and dates.
+    Raises ValueError where the configured teacher is the live one, whose maps change.
     """
     if config.teacher_weights != "imagenet":
         raise ValueError("teacher_weights is 'live': such a teacher has no fixed maps; choose 'imagenet'.")
