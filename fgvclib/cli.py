@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvclib import __version__, runner
-from fgvclib.config import DATASETS, PROFILES, results_folder
+from fgvclib.config import DATASETS, PROFILES, Config, load_config, results_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except KeyboardInterrupt:
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
-    except (runner.NotebookFailed, runner.NotebookBusy, OSError, ImportError) as error:
-        return _complain(error, 1)
+    except (runner.NotebookFailed, runner.NotebookBusy, FloatingPointError, OSError, ImportError) as error:
+        return _complain(error, 1)  # training.NonFiniteLoss is a FloatingPointError; to name it takes seconds (torch)
     except (ValueError, TypeError) as error:
         return _complain(error, 2)
 
@@ -192,8 +192,8 @@ def _grid(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _config(arguments: argparse.Namespace):
-    return runner.make_config(arguments.profile, arguments.dataset, _overrides(arguments))
+def _config(arguments: argparse.Namespace) -> Config:
+    return load_config(arguments.profile, arguments.dataset, **_overrides(arguments))
 
 
 def _tables(arguments: argparse.Namespace) -> int:
@@ -215,15 +215,11 @@ def _aggregate(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from fgvclib.experiment import Experiment  # imports torch
     from fgvclib.table2 import ROWS
-    from fgvclib.training import NonFiniteLoss
 
     experiment = Experiment(arguments.profile, arguments.dataset, arguments.seeds, _overrides(arguments))
-    try:
-        for seed in arguments.seeds:
-            for row in arguments.rows or ROWS:
-                experiment.run(row, seed)
-    except NonFiniteLoss as error:
-        return _complain(error, 1)
+    for seed in arguments.seeds:
+        for row in arguments.rows or ROWS:
+            experiment.run(row, seed)
     return 0
 
 

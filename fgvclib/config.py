@@ -194,7 +194,7 @@ def training_values(config: Config) -> dict:
     return {key: value for key, value in config.values().items() if not key.startswith("table1_")}
 
 
-def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Config:
+def load_config(profile: str, dataset: str = "synthbirds", /, **overrides) -> Config:
     """The profile's configuration for a data set, with some values replaced.
 
     A folder of one's own photos is used with all its classes, whatever the profile's `num_classes`.
@@ -212,9 +212,11 @@ def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Confi
 def _checked(key: str, value):
     """The value in its field's type: 16 becomes 16.0 where a float belongs, so that equal values hash equally."""
     types = {field.name: field.type for field in dataclasses.fields(Config)}
-    if key not in types or key in ("profile", "dataset"):
-        known = ", ".join(name for name in types if name not in ("profile", "dataset"))
-        raise ValueError(f"{key!r} is no configuration key; the keys are: {known}.")
+    del types["profile"], types["dataset"]
+    if key in ("profile", "dataset"):
+        raise ValueError(f"{key} is no override; give it as --{key}, or as the notebook's parameter.")
+    if key not in types:
+        raise ValueError(f"{key!r} is no configuration key; the keys are: {', '.join(types)}.")
     if key == "classes" and value is not None:
         return _checked_classes(value)
     kind = types[key]

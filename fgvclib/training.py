@@ -30,7 +30,7 @@ LOCALISATION_ALONE_RATE = 0.002  # of Adam
 WATCHED = 8  # photos whose boxes are recorded after every epoch
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(FloatingPointError):
     """A loss term became NaN or infinite; the message names it."""
 
 
