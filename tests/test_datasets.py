@@ -24,6 +24,7 @@ from fgvclib.datasets import (
     aircraft,
     cars,
     dataset_checksum,
+    download,
     folder,
     load_splits,
     read_dataset,
@@ -33,6 +34,7 @@ from fgvclib.datasets import pixels as photo_files
 from fgvclib.datasets.boxed import BoxedPhotos
 from fgvclib.datasets.pixels import load_pixels, photo_size, read_photo
 from fgvclib.datasets.tables import COLUMNS
+from fgvclib.files import move_into_place
 from fgvclib.training import train
 
 COUNT = len(NAMES) * (TRAIN + TEST)
@@ -222,28 +224,39 @@ def test_parquet_copy_is_unpacked_once_and_anew_for_other_files(root):
     assert not list(path.glob(".*"))  # no half-made folder is left
 
 
-def test_devkit_in_its_archive_is_unpacked(root, monkeypatch):
+def cars_with_packed_devkit(root: Path, monkeypatch) -> Path:
+    """A copy whose `car_devkit.tgz` has the right checksum."""
     path = tiny_copies.cars_torchvision(root)
     archive = shutil.make_archive(str(root / "car_devkit"), "gztar", path, "devkit")
     shutil.rmtree(path / "devkit")
     shutil.move(archive, path / "car_devkit.tgz")
+    monkeypatch.setitem(cars.CHECKSUMS, cars.DEVKIT, download.md5_of(path / "car_devkit.tgz"))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "devkit"])
+def test_copy_that_another_run_unpacks_meanwhile_is_used(root, monkeypatch, kind):
+    path = tiny_copies.cars_parquet(root) if kind == "parquet" else cars_with_packed_devkit(root, monkeypatch)
+
+    def overtaken(made, target, is_complete):
+        shutil.copytree(made, target)
+        move_into_place(made, target, is_complete)
+
+    monkeypatch.setattr(cars if kind == "parquet" else download, "move_into_place", overtaken)
+    assert len(read_dataset(config_for("cars"))[0]) == COUNT
+    assert not list(path.glob(".*"))
+
+
+def test_devkit_in_its_archive_is_unpacked(root, monkeypatch):
+    with monkeypatch.context() as patch:
+        path = cars_with_packed_devkit(root, patch)
+        assert len(read_dataset(config_for("cars"))[0]) == COUNT
+    shutil.rmtree(path / "devkit")
     with pytest.raises(OSError, match="car_devkit.tgz is damaged or another file"):
         read_dataset(config_for("cars"))
-    from fgvclib.datasets.download import md5_of
-
-    monkeypatch.setitem(cars.CHECKSUMS, cars.DEVKIT, md5_of(path / "car_devkit.tgz"))
-    assert len(read_dataset(config_for("cars"))[0]) == COUNT
 
 
 # --- damage, to each layout
-
-
-def index_file(layout_folder: Path) -> Path | None:
-    """A text file that lists photos, if the layout has one."""
-    for name in ("images.txt", "data/images_variant_test.txt", "anno_test.csv", "boxes.csv"):
-        if (layout_folder / name).exists():
-            return layout_folder / name
-    return None
 
 
 def test_photo_that_is_listed_but_missing(layout):

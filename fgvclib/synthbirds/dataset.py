@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fgvclib.files import move_into_place
 from fgvclib.progress import progress
 from fgvclib.synthbirds.canvas import Box
 from fgvclib.synthbirds.scene import draw_bird
@@ -78,7 +79,7 @@ def generate(
     try:
         # Not the workshop itself is to become the root: mkdtemp locks everybody else out of it.
         _write(workshop / "set", species, parameters, workers)
-        _publish(workshop / "set", root, parameters)
+        move_into_place(workshop / "set", root, partial(_is_complete, root, parameters))
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return root
@@ -90,17 +91,6 @@ def _remove_leftovers(root: Path) -> None:
         with suppress(FileNotFoundError):  # another run may be clearing up as well
             if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, root: Path, parameters: dict) -> None:
-    """Makes a complete data set appear under `root`, unless another run was faster."""
-    with suppress(OSError):
-        root.rmdir()  # an empty folder in its place, which Windows would not replace
-    try:
-        folder.rename(root)
-    except OSError:
-        if not _is_complete(root, parameters):
-            raise
 
 
 def _check_parameters(parameters: dict, workers: int | None) -> None:
