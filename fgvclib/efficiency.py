@@ -19,7 +19,6 @@ from fgvclib.affnet import AffNet
 from fgvclib.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.config import Config
 from fgvclib.contenders import ResNet50
-from fgvclib.evaluation import count_parameters
 from fgvclib.geometry import crop
 from fgvclib.losses import EmbeddingLoss
 from fgvclib.model import EndToEndModel, build_model
@@ -181,10 +180,10 @@ class TrainingStep:
     """One step of the training loop on noise: forward, losses, backward, SGD; a side for `compare`.
 
     `teacher`: "live" runs the teacher pass in the step, as in the paper; "given" gets the map with the batch. A
-    configuration without local losses, the baseline, needs neither.
+    configuration without local losses, the baseline, needs neither. It computes with `config.precision`.
     """
 
-    def __init__(self, config: Config, teacher: str = "live", precision: str = "fp32"):
+    def __init__(self, config: Config, teacher: str = "live"):
         config = replace(config, teacher_weights="live")  # a fixed teacher's map is the given one
         self.model = sized_model(config).train()
         num_classes = self.model.classifier.output.out_features
@@ -195,7 +194,7 @@ class TrainingStep:
         self.given = None
         if teacher == "given":
             self.given = torch.rand(len(self.images), 1, config.map_size, config.map_size, device=device())
-        self.precision = precision
+        self.precision = config.precision
 
     def __call__(self) -> None:
         self.optimiser.zero_grad()
@@ -221,14 +220,14 @@ def step_sides(config: Config) -> dict[str, Callable[[], object]]:
     }
 
 
-def training_memory(config: Config, precision: str = "fp32", teacher: str = "given") -> dict[str, float]:
-    """GiB that a training step needs: {"value", "counted"}.
+def training_memory(config: Config, precision: str) -> dict[str, float]:
+    """GiB that a training step with a given teacher map needs in "fp32" or "bf16": {"value", "counted"}.
 
     On a GPU the most that was allocated at once during two steps. A CPU has no such meter; there, "counted" 1: weights,
     gradients, momentum, and all tensors that the forward pass keeps for the backward pass, without the short-lived
     buffers of single operations. A lower bound.
     """
-    step = TrainingStep(config, teacher, precision)
+    step = TrainingStep(replace(config, precision=precision), "given")
     if device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() - _bytes(step.model)
@@ -273,7 +272,7 @@ def growth(config: Config, key: str, values: list[int], budget_s: float) -> pd.D
             sized = replace(sized, crop_size=max(32, round(value * config.crop_size / config.image_size)))
         sides = {"ours": TrainingStep(sized, "given"), "baseline": TrainingStep(replace(sized, **ROWS["Baseline"]))}
         medians = 1e3 * compare(sides, budget_s).median()
-        memory = training_memory(sized)["value"]
+        memory = training_memory(sized, sized.precision)["value"]
         rows.append({key: value, "ours_ms": medians["ours"], "baseline_ms": medians["baseline"], "gib": memory})
         del sides
         gc.collect()
@@ -325,11 +324,6 @@ def can_compile() -> bool:
     except Exception:  # torch raises its own kinds for a missing compiler, and those of the compiler
         return False
     return True
-
-
-def parameter_row(model: EndToEndModel) -> dict[str, float]:
-    """Parameters that localisation adds, {"value"}."""
-    return {"value": count_parameters(model.attnet) + count_parameters(model.affnet)}
 
 
 def efficiency_table(measured: Mapping[str, Mapping[str, float]], config: Config) -> pd.DataFrame:

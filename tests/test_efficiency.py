@@ -1,5 +1,7 @@
 """The arithmetic of the measurements, and that every side runs; no timing is judged."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +68,15 @@ def test_training_step_learns_from_the_map_that_it_was_given(tiny):
     assert any(not torch.equal(one, two) for one, two in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("precision, logits", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_training_steps_compute_with_the_configured_precision(tiny, monkeypatch, precision, logits):
+    step = efficiency.step_sides(replace(tiny, precision=precision))["given teacher map"]
+    seen = []
+    monkeypatch.setattr(type(step.criterion), "forward", lambda self, output, *_: seen.append(output) or {"total": 0})
+    step.loss()
+    assert seen[0].logits.dtype == logits
+
+
 def test_bf16_leaves_theta_in_fp32(tiny):
     model = build_model(tiny, 3, pretrained=False).eval()
     with torch.no_grad(), efficiency.autocast("bf16", torch.device("cpu")):
@@ -124,5 +135,5 @@ def test_precision_has_two_values():
 @needs_cuda
 def test_given_map_and_bf16_steps_run_on_a_gpu(tiny):
     for precision in ("fp32", "bf16"):
-        assert torch.isfinite(efficiency.TrainingStep(tiny, "live", precision).loss())
+        assert torch.isfinite(efficiency.TrainingStep(replace(tiny, precision=precision), "live").loss())
         assert efficiency.training_memory(tiny, precision)["counted"] == 0
