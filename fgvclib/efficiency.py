@@ -19,6 +19,7 @@ from fgvclib.affnet import AffNet
 from fgvclib.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.config import Config
 from fgvclib.contenders import ResNet50
+from fgvclib.device import default_device, device_name
 from fgvclib.geometry import crop
 from fgvclib.losses import EmbeddingLoss
 from fgvclib.model import EndToEndModel, build_model
@@ -43,16 +44,6 @@ TARGETS = pd.DataFrame(
     ],
     columns=["key", "what", "unit", "paper_value", "goal"],
 ).set_index("key")
-
-
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_name() -> str:
-    """Name of the GPU, or the CPU with its number of threads."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
 def compare(sides: Mapping[str, Callable[[], object]], budget_s: float, repetitions: int = 51) -> pd.DataFrame:
@@ -108,14 +99,14 @@ def ratios(times: pd.DataFrame, over: str) -> pd.DataFrame:
 
 
 def sized_model(config: Config, num_classes: int | None = None) -> EndToEndModel:
-    """The configured system without trained weights, on `device()`."""
-    return build_model(config, num_classes or config.num_classes or CLASSES, pretrained=False).to(device())
+    """The configured system without trained weights, on `default_device()`."""
+    return build_model(config, num_classes or config.num_classes or CLASSES, pretrained=False).to(default_device())
 
 
 def noise(config: Config, size: int | None = None, batch: int | None = None) -> Tensor:
     """Images of a batch, (batch_size, 3, image_size, image_size), as a loader would deliver them."""
     side = size or config.image_size
-    return torch.randn(batch or config.batch_size, 3, side, side, device=device())
+    return torch.randn(batch or config.batch_size, 3, side, side, device=default_device())
 
 
 def inference(model: nn.Module, images: Tensor, precision: str = "fp32") -> Callable[[], object]:
@@ -171,7 +162,7 @@ class _Crop(nn.Module):
 
 def affnet_sides(config: Config) -> dict[str, Callable[[], object]]:
     """AffNet and Table 1's ResNet-50, both with pre-processing, on one map (1, 1, n, n)."""
-    one = torch.rand(1, 1, config.map_size, config.map_size, device=device())
+    one = torch.rand(1, 1, config.map_size, config.map_size, device=default_device())
     networks = {"AffNet": AffNet(config.map_size), "ResNet-50": ResNet50(config.map_size)}
     return {name: inference(network.to(one.device), one) for name, network in networks.items()}
 
@@ -187,13 +178,13 @@ class TrainingStep:
         config = replace(config, teacher_weights="live")  # a fixed teacher's map is the given one
         self.model = sized_model(config).train()
         num_classes = self.model.classifier.output.out_features
-        self.criterion = build_loss(config, num_classes).to(device())
+        self.criterion = build_loss(config, num_classes).to(default_device())
         self.optimiser = build_optimiser(self.model, config)
         self.images = noise(config)
-        self.labels = torch.arange(len(self.images), device=device()) % num_classes
+        self.labels = torch.arange(len(self.images), device=default_device()) % num_classes
         self.given = None
         if teacher == "given":
-            self.given = torch.rand(len(self.images), 1, config.map_size, config.map_size, device=device())
+            self.given = torch.rand(len(self.images), 1, config.map_size, config.map_size, device=default_device())
         self.precision = config.precision
 
     def __call__(self) -> None:
@@ -228,7 +219,7 @@ def training_memory(config: Config, precision: str) -> dict[str, float]:
     buffers of single operations. A lower bound.
     """
     step = TrainingStep(replace(config, precision=precision), "given")
-    if device().type == "cuda":
+    if default_device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() - _bytes(step.model)
         step()
@@ -283,10 +274,10 @@ def growth_over_classes(config: Config, values: list[int], budget_s: float) -> p
     """The embedding loss, forward and backward, over the number of classes → ms of ours, and of one over all pairs."""
     rows = []
     for classes in values:
-        features = torch.randn(config.batch_size, config.embedding_dim, device=device(), requires_grad=True)
-        labels = torch.randint(classes, (config.batch_size,), device=device())
-        ours = EmbeddingLoss(classes, config.embedding_dim).to(device())
-        centres = torch.randn(classes, config.embedding_dim, device=device())
+        features = torch.randn(config.batch_size, config.embedding_dim, device=default_device(), requires_grad=True)
+        labels = torch.randint(classes, (config.batch_size,), device=default_device())
+        ours = EmbeddingLoss(classes, config.embedding_dim).to(default_device())
+        centres = torch.randn(classes, config.embedding_dim, device=default_device())
         sides = {
             "ours": lambda loss=ours, f=features, y=labels: loss(f, y).backward(),
             "all pairs": lambda c=centres, f=features, y=labels: _all_pairs_loss(f, y, c).backward(),
@@ -320,7 +311,7 @@ def hardware_sides(config: Config, compiled: bool = True) -> dict[str, Callable[
 def can_compile() -> bool:
     """Whether torch.compile works here: it needs a C++ compiler, on a GPU also Triton."""
     try:
-        torch.compile(lambda x: torch.relu(x) + 1)(torch.zeros(8, device=device()))
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.zeros(8, device=default_device()))
     except Exception:  # torch raises its own kinds for a missing compiler, and those of the compiler
         return False
     return True

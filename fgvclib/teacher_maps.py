@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fgvclib.config import CHOICES, Config, results_root
 from fgvclib.data import BOX, CROP, evaluation_loader
+from fgvclib.device import default_device
 from fgvclib.files import atomic_path
 from fgvclib.geometry import attention_to_box, box_iou
 from fgvclib.progress import progress
@@ -66,7 +67,7 @@ def compare_teachers(photos: pd.DataFrame, config: Config, thresholds: Sequence[
 
 
 def _compute(photos: pd.DataFrame, config: Config) -> Tensor:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     teacher, no_live_network = build_teacher(config), nn.Module()
     whole = photos.drop(columns=CROP, errors="ignore")  # the teacher's box is scored, and cropped to, in whole photos
     loader = evaluation_loader(whole, config, image_size=config.teacher_size)

@@ -11,6 +11,7 @@ from torch import nn
 from fgvclib import efficiency
 from fgvclib.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.config import load_config
+from fgvclib.device import device_name
 from fgvclib.geometry import box_to_theta, crop
 from fgvclib.model import build_model
 from fgvclib.training import NonFiniteLoss, check_finite
@@ -51,7 +52,7 @@ def test_table_sets_the_paper_beside_ours_and_says_what_no_gpu_measured():
     one = {"value": 1.01, "low": 1.0, "high": 1.02, "cpu_time_value": 1.01, "repetitions": 9}
     measured = {"inference": one, "step_given": one | {"value": 1.2}, "parameters": {"value": 5.0}}
     table = efficiency.efficiency_table(measured, load_config("smoke"))
-    ours = table[table["device"] == efficiency.device_name()].set_index("what")
+    ours = table[table["device"] == device_name()].set_index("what")
     assert list(ours["reached"]) == ["yes", "no", ""]
     assert ours["paper_value"].iloc[0] == pytest.approx(1.0123, abs=1e-4)
     if not torch.cuda.is_available():
