@@ -6,7 +6,7 @@ done. The test split is evaluated once, at the end. One process (or one group of
 trains a run; others that want it wait for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +72,11 @@ class Run:
             reason = str(error).partition(";")[0]
             raise ValueError(f"{reason}; delete {self.folder} to train this run again.") from error
         return model.eval()
+
+
+def list_seeds(runs: Iterable[Run]) -> str:
+    """The seeds of runs as tables have them: "0 1 2"."""
+    return " ".join(str(run.seed) for run in runs)
 
 
 def train_or_load(
