@@ -139,7 +139,7 @@ def test_checksum_changes_with_labels_boxes_and_photos(layout):
 def test_photos_with_boxes_move_together(layout):
     config, _, boxed = layout
     plain, flipped = (BoxedPhotos(config, "test", t) for t in (None, v2.RandomHorizontalFlip(1)))
-    assert len(plain) == 6 and plain.classes == NAMES and plain.checksum() == dataset_checksum(config)
+    assert len(plain) == 6 and plain.classes == NAMES
     for before, after in zip(plain, flipped, strict=True):
         assert before["image"].shape == (3, HEIGHT, WIDTH) and before["image"].dtype == torch.uint8
         assert torch.equal(before["image"].flip(2), after["image"]) and before["label"] == after["label"]
