@@ -32,8 +32,8 @@ def predict(
 
     Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (theta's, clipped to the photo; what the
     classifier sees is wider by `crop_margin`), iou with the true box (NaN where the photo has none); with
-    `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass. Leaves the model in evaluation mode.
-    Where processes share a prepared loader, `gather` is their `gather_for_metrics`.
+    `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass. Leaves the model in evaluation
+    mode. Where processes share a prepared loader, `gather` is their `gather_for_metrics`.
     """
     device = next(model.parameters()).device
     model.eval()

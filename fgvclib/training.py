@@ -47,8 +47,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     model = synchronise_batchnorm(build_model(config, len(splits.class_names), pretrained), accelerator)
     criterion = build_loss(config, len(splits.class_names))
     optimiser = build_optimiser(model, config)
-    drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
-    schedule = MultiStepLR(optimiser, drops, gamma=config.lr_drop)
+    schedule = build_schedule(optimiser, config)
     fixed_teacher = criterion.needs_teacher and config.teacher_weights == "imagenet"
     with accelerator.main_process_first():  # the others find the maps on disk
         maps = teacher_maps(splits.train, config) if fixed_teacher else None
@@ -190,6 +189,12 @@ def build_optimiser(model: EndToEndModel, config: Config) -> SGD:
         {"params": model.localisation_parameters(), "lr": config.localisation_learning_rate},
     ]
     return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def build_schedule(optimiser: SGD, config: Config) -> MultiStepLR:
+    """Learning rates times `lr_drop` after each of `lr_drops` + 1 equal parts of the epochs but the last."""
+    drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
+    return MultiStepLR(optimiser, drops, gamma=config.lr_drop)
 
 
 def check_batches(config: Config, splits: Splits) -> None:
