@@ -174,8 +174,9 @@ SMOKE = replace(
     table1_resnet50_steps=1,
 )
 
-# Values that are words: what each may be.
-CHOICES = {
+PROFILES = {"smoke": SMOKE, "cpu": CPU, "photos": PHOTOS, "paper": PAPER}
+
+CHOICES = {  # values that are words, and what each may be
     "precision": ("fp32", "bf16"),
     "teacher_weights": ("live", "imagenet"),
     "teacher_layer": ("last", "stage"),
@@ -183,10 +184,7 @@ CHOICES = {
     "fixed_box": ("none", "centre", "teacher", "oracle"),
 }
 
-PROFILES = {"smoke": SMOKE, "cpu": CPU, "photos": PHOTOS, "paper": PAPER}
-
-
-MAY_BE_ZERO = ("lr_drops", "localisation_epochs", "warmup_epochs", "workers")
+MAY_BE_ZERO = ("lr_drops", "localisation_epochs", "warmup_epochs", "workers")  # of the whole numbers
 
 
 def training_values(config: Config) -> dict:
@@ -252,13 +250,6 @@ def data_root() -> Path:
     return Path(os.environ.get("FGVC_DATA", PROJECT / "data"))
 
 
-def aggregate_folder(configs: Sequence[Config]) -> Path:
-    """`tables-<profile>-<dataset>+<dataset>…`: where the tables over several data sets go."""
-    profile = configs[0].profile
-    names = [results_folder(config).name.removeprefix(f"{profile}-") for config in configs]
-    return results_root() / f"tables-{profile}-{'+'.join(names)}"
-
-
 def folder_root() -> Path:
     """Where the data set `folder` lives: the environment variable FGVC_FOLDER, or `folder` in the data root."""
     return Path(os.environ.get("FGVC_FOLDER", data_root() / "folder"))
@@ -270,3 +261,10 @@ def results_folder(config: Config) -> Path:
     if config != load_config(config.profile, config.dataset):
         name += f"-{config.hash()}"
     return results_root() / name
+
+
+def aggregate_folder(configs: Sequence[Config]) -> Path:
+    """`tables-<profile>-<dataset>+<dataset>…`: where the tables over several data sets go."""
+    profile = configs[0].profile
+    names = [results_folder(config).name.removeprefix(f"{profile}-") for config in configs]
+    return results_root() / f"tables-{profile}-{'+'.join(names)}"
