@@ -57,9 +57,10 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     parts = {"model": model, "criterion": criterion, "optimiser": optimiser, "schedule": schedule}
     history = resume(checkpoint, identity, parts)
     yield from history
+    model.to(accelerator.device)
+    criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
     if not history:
         train_localisation(model, criterion, splits, maps, config, seed)
-    criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
     prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
     validation_loader = accelerator.prepare(validation_loader)
     for epoch in range(len(history), config.epochs):
@@ -90,7 +91,7 @@ def train_localisation(
 
     The photos are loaded at AttNet's 64 pixels, which makes an epoch cheaper by an order of magnitude than one of the
     classifier. Adam with cosine decay: nothing here has to match the classifier's schedule. Without maps, or where both
-    local losses are off, there is nothing to learn from.
+    local losses are off, there is nothing to learn from. Runs where the model is.
     """
     if config.localisation_epochs == 0 or maps is None:
         return
@@ -98,11 +99,12 @@ def train_localisation(
     loader, sampler = training_loader(splits.train, small, seed, maps)
     optimiser = Adam(model.localisation_parameters(), LOCALISATION_ALONE_RATE)
     schedule = CosineAnnealingLR(optimiser, config.localisation_epochs * len(loader))
+    device = next(model.parameters()).device
     model.train()
     for sampler.epoch in progress(range(config.localisation_epochs), "AttNet and AffNet alone"):
         for batch in loader:
-            attention, theta = model.localisation(batch["image"])
-            terms = criterion.local_terms(attention, theta, batch["teacher_map"])
+            attention, theta = model.localisation(batch["image"].to(device))
+            terms = criterion.local_terms(attention, theta, batch["teacher_map"].to(device))
             check_finite(terms)
             optimiser.zero_grad()
             sum(terms.values()).backward()

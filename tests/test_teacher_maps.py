@@ -11,7 +11,7 @@ from fgvclib import teacher_maps as module
 from fgvclib.backbones import create_backbone
 from fgvclib.config import results_root
 from fgvclib.data import CROP, evaluation_loader
-from fgvclib.model import build_model
+from fgvclib.model import EndToEndModel, build_model
 from fgvclib.teacher import Teacher
 from fgvclib.teacher_maps import teacher_maps
 from fgvclib.training import build_loss, train, train_localisation
@@ -113,6 +113,15 @@ def test_localisation_learns_alone_and_leaves_the_classifier(config, splits):
     train_localisation(model, criterion, splits, maps, config, seed=0)
     assert local_loss() < 0.7 * start
     assert all(torch.equal(value, before[name]) for name, value in model.classifier.state_dict().items())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_localisation_learns_alone_on_the_gpu(config, splits, tmp_path, monkeypatch):
+    seen, real = [], EndToEndModel.localisation
+    monkeypatch.setattr(EndToEndModel, "localisation", lambda self, x: seen.append(x.device.type) or real(self, x))
+    list(train(replace(config, localisation_epochs=1, epochs=1), splits, 0, tmp_path / "checkpoint.pt"))
+    assert set(seen) == {"cuda"}
 
 
 def test_localisation_alone_needs_epochs_and_maps(config, splits):
