@@ -332,8 +332,9 @@ def efficiency_table(measured: Mapping[str, Mapping[str, float]], config: Config
 
 def _row(key: str, values: Mapping[str, float], where: str, note: str) -> dict:
     target = TARGETS.loc[key]
-    reached = None if np.isnan(values["value"]) or np.isnan(target["goal"]) else values["value"] <= target["goal"]
-    reached = {True: "yes", False: "no", None: ""}[reached if reached is None else bool(reached)]
+    reached = "yes" if values["value"] <= target["goal"] else "no"
+    if np.isnan(values["value"]) or np.isnan(target["goal"]):
+        reached = ""
     if values.get("counted"):
         note = "counted without short-lived buffers: a lower bound"
     columns = {"what": target["what"], "unit": target["unit"], "paper_value": target["paper_value"]}
