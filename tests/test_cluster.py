@@ -38,7 +38,7 @@ if value.get("--rows") == "No end-to-end" and not (here / "failed").exists():
 if value.get("--rows") == "End-to-end" and (here / "slow").exists():
     (here / "started").touch()
     time.sleep(60)
-dataset = value.get("--dataset") or value.get("--datasets")
+dataset = value.get("--dataset") or value.get("--datasets") or command[1]  # fgvc data NAME
 copies = here / "results" / ("smoke-" + dataset) / "notebooks"
 if command[0] == "grid" and "--no-gather" in command:
     label = re.sub("[^A-Za-z0-9.]+", "-", value["--rows"] + "-seed" + value["--seeds"])
