@@ -67,10 +67,15 @@ class AffNet(AffineEstimator):
         self.vertical = _axis_network(map_size)
 
     def estimate(self, mask: Tensor) -> Tensor:
-        columns, rows = mask.amax(dim=2).flatten(1), mask.amax(dim=3).flatten(1)  # (B, n) each
+        columns, rows = axis_maxima(mask)
         s_x, t_x = self.horizontal(columns).unbind(dim=1)
         s_y, t_y = self.vertical(rows).unbind(dim=1)
         return torch.stack([s_x, s_y, t_x, t_y], dim=1)
+
+
+def axis_maxima(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 1, n, n) → maxima over each column and each row, (B, n) both: all that a box depends on (Figure 2)."""
+    return mask.amax(dim=2).flatten(1), mask.amax(dim=3).flatten(1)
 
 
 def _axis_network(map_size: int) -> nn.Sequential:

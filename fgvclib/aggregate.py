@@ -28,7 +28,7 @@ def _read(folder: Path, number: int) -> pd.DataFrame:
     path = folder / f"table{number}.csv"
     if not path.exists():
         raise ValueError(f"{path} does not exist; `fgvc grid` makes it.")
-    return pd.read_csv(path)
+    return pd.read_csv(path, dtype={"seeds": str})  # a single seed would be read as a number, and become 0.0
 
 
 def _join_table3(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from fgvclib.runs import Run
+from fgvclib.runs import Run, list_seeds
 from fgvclib.table2 import ROWS
 
 BASELINE, ORACLE = "Baseline", "Oracle crop"
@@ -47,6 +47,6 @@ def bounds_table(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
 def _row(name: str, runs: Sequence[Run]) -> dict:
     scores = pd.DataFrame([run.metrics for run in runs])
     accuracy = 100 * scores.pop("accuracy")
-    identity = {"row": name, "seeds": " ".join(str(run.seed) for run in runs)}
+    identity = {"row": name, "seeds": list_seeds(runs)}
     boxes = scores.loc[:, ~scores.columns.str.startswith("teacher_")].mean()
     return identity | {"accuracy_mean": accuracy.mean(), "accuracy_std": accuracy.std()} | boxes.to_dict()

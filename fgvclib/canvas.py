@@ -174,11 +174,15 @@ def _pixels(*values: float) -> tuple[int, ...]:
     return tuple(round(SCALE * value) for value in values)
 
 
-@cache
 def _font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings, so that the text looks the same on every machine."""
+    return dejavu(SCALE * size, bold)
+
+
+@cache
+def dejavu(pixels: float, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings: the same on every machine, with the letters of most alphabets."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), SCALE * size)
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), pixels)
 
 
 @cache

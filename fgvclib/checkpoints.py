@@ -67,11 +67,11 @@ def load_checkpoint(path: Path, identity: dict) -> dict | None:
 def read_checkpoint(path: Path) -> dict:
     """The state in a checkpoint file.
 
-    Raises FileNotFoundError, and ValueError for a file that is damaged or of another version.
+    Raises FileNotFoundError or PermissionError, and ValueError for a file that is damaged or of another version.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError, MemoryError):  # these say nothing against the file
         raise
     except Exception as error:  # torch.load raises many kinds for a damaged file, with advice that does not apply
         raise ValueError(f"{path} is no readable checkpoint; delete it to start this run again.") from error

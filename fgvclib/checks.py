@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fgvclib.affnet import AttentionPreprocessor
 from fgvclib.geometry import attention_to_box, box_area, box_iou, box_to_theta, centre_box
+from fgvclib.gradients import gradients_of
 from fgvclib.losses import scale_gradient
 
 MARGIN = 0.10  # by which a teacher's BoxAcc@0.5 must beat the given one's: four of forty photos, not one by luck
@@ -348,13 +349,7 @@ def toy_gradients(beta_att: float, beta_aff: float) -> dict[str, dict[str, Tenso
         "affine": 16 * F.smooth_l1_loss(theta, torch.tensor([0.5, -0.2])),
     }
     losses["total"] = sum(losses.values())
-    return {name: _both_gradients(loss, A, theta) for name, loss in losses.items()}
-
-
-def _both_gradients(loss: Tensor, A: Tensor, theta: Tensor) -> dict[str, Tensor]:
-    found = torch.autograd.grad(loss, [A, theta], retain_graph=True, allow_unused=True)
-    pairs = zip(("A", "theta"), (A, theta), found, strict=True)
-    return {name: torch.zeros_like(x) if gradient is None else gradient for name, x, gradient in pairs}
+    return {name: gradients_of(loss, {"A": A, "theta": theta}) for name, loss in losses.items()}
 
 
 @check(6, "Your sums agree with what autograd computes in a small system, for every row of Table 2.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvclib import __version__, runner
-from fgvclib.config import DATASETS, PROFILES, results_folder
+from fgvclib.config import DATASETS, PROFILES, Config, load_config, results_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except KeyboardInterrupt:
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
-    except (runner.NotebookFailed, runner.NotebookBusy, OSError, ImportError) as error:
-        return _complain(error, 1)
+    except (runner.NotebookFailed, runner.NotebookBusy, FloatingPointError, OSError, ImportError) as error:
+        return _complain(error, 1)  # training.NonFiniteLoss is a FloatingPointError; to name it takes seconds (torch)
     except (ValueError, TypeError) as error:
         return _complain(error, 2)
 
@@ -40,7 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgvc", description="Fine-grained classification, end to end.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_runs, _add_tables, _add_training, _add_use, _add_course, _add_notebooks):
+        add(commands)
+    return parser
 
+
+def _add_runs(commands) -> None:
     run = commands.add_parser("run", help="execute one notebook, or all of them")
     run.add_argument("notebook", help="03, 03_affnet, a path, all, or reproduction: 00 to 07")
     run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -55,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_where(grid, dataset=False, run_options=True)
     grid.set_defaults(command=_grid)
 
+
+def _add_tables(commands) -> None:
     tables = commands.add_parser("tables", help="print the tables, paper | ours")
     _add_where(tables)
     tables.set_defaults(command=_tables)
@@ -64,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_where(aggregate, dataset=False)
     aggregate.set_defaults(command=_aggregate)
 
+
+def _add_training(commands) -> None:
     train = commands.add_parser("train", help="train rows of Table 2 without a notebook; for `accelerate launch`")
     train.add_argument("--rows", type=_names, default=[], help="of Table 2, or 'setting 2'; none: all of Table 2")
     _add_where(train)
@@ -75,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_where(data, dataset=False)
     data.set_defaults(command=_data)
 
+
+def _add_use(commands) -> None:
     predict = commands.add_parser("predict", help="recognise photos with a trained system, and draw its boxes")
     predict.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
     predict.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt in a run's folder")
@@ -83,24 +94,31 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     predict.set_defaults(command=_predict)
 
-    course = commands.add_parser("course", help="make the student notebooks from the instructor's")
-    course.set_defaults(command=_course)
-    grade = commands.add_parser("grade", help="run the checks of handed-in exercise notebooks (executes their code)")
-    grade.add_argument("submission", nargs="+", help="a student's copy of a notebook in notebooks/exercises/student")
-    grade.set_defaults(command=_grade)
     export = commands.add_parser("export", help="write a trained model as ONNX (needs the extra `onnx`)")
     export.add_argument("run", type=Path, help="folder of a run, such as results/cpu-synthbirds/runs/End-to-end-seed0")
     export.add_argument("--output", type=Path, metavar="FILE", help="default: model.onnx in that folder")
     export.set_defaults(command=_export)
 
+
+def _add_course(commands) -> None:
+    course = commands.add_parser("course", help="make the student notebooks from the instructor's")
+    course.set_defaults(command=_course)
+
+    grade = commands.add_parser("grade", help="run the checks of handed-in exercise notebooks (executes their code)")
+    grade.add_argument("submission", nargs="+", help="a student's copy of a notebook in notebooks/exercises/student")
+    grade.set_defaults(command=_grade)
+
+
+def _add_notebooks(commands) -> None:
     show = commands.add_parser("list", help="show the notebooks and their parameters")
     show.set_defaults(command=_list)
+
     lab = commands.add_parser("lab", help="open JupyterLab; further arguments are passed on")
     lab.set_defaults(command=_lab)
+
     app = commands.add_parser("app", help="serve the explorer as a web app; further arguments go to Voilà")
     _add_where(app)
     app.set_defaults(command=_app)
-    return parser
 
 
 def _add_where(parser: argparse.ArgumentParser, dataset: bool = True, run_options: bool = False) -> None:
@@ -192,8 +210,8 @@ def _grid(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _config(arguments: argparse.Namespace):
-    return runner.make_config(arguments.profile, arguments.dataset, _overrides(arguments))
+def _config(arguments: argparse.Namespace) -> Config:
+    return load_config(arguments.profile, arguments.dataset, **_overrides(arguments))
 
 
 def _tables(arguments: argparse.Namespace) -> int:
@@ -215,15 +233,11 @@ def _aggregate(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from fgvclib.experiment import Experiment  # imports torch
     from fgvclib.table2 import ROWS
-    from fgvclib.training import NonFiniteLoss
 
     experiment = Experiment(arguments.profile, arguments.dataset, arguments.seeds, _overrides(arguments))
-    try:
-        for seed in arguments.seeds:
-            for row in arguments.rows or ROWS:
-                experiment.run(row, seed)
-    except NonFiniteLoss as error:
-        return _complain(error, 1)
+    for seed in arguments.seeds:
+        for row in arguments.rows or ROWS:
+            experiment.run(row, seed)
     return 0
 
 

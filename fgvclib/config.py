@@ -174,8 +174,9 @@ SMOKE = replace(
     table1_resnet50_steps=1,
 )
 
-# Values that are words: what each may be.
-CHOICES = {
+PROFILES = {"smoke": SMOKE, "cpu": CPU, "photos": PHOTOS, "paper": PAPER}
+
+CHOICES = {  # values that are words, and what each may be
     "precision": ("fp32", "bf16"),
     "teacher_weights": ("live", "imagenet"),
     "teacher_layer": ("last", "stage"),
@@ -183,10 +184,7 @@ CHOICES = {
     "fixed_box": ("none", "centre", "teacher", "oracle"),
 }
 
-PROFILES = {"smoke": SMOKE, "cpu": CPU, "photos": PHOTOS, "paper": PAPER}
-
-
-MAY_BE_ZERO = ("lr_drops", "localisation_epochs", "warmup_epochs", "workers")
+MAY_BE_ZERO = ("lr_drops", "localisation_epochs", "warmup_epochs", "workers")  # of the whole numbers
 
 
 def training_values(config: Config) -> dict:
@@ -194,7 +192,7 @@ def training_values(config: Config) -> dict:
     return {key: value for key, value in config.values().items() if not key.startswith("table1_")}
 
 
-def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Config:
+def load_config(profile: str, dataset: str = "synthbirds", /, **overrides) -> Config:
     """The profile's configuration for a data set, with some values replaced.
 
     A folder of one's own photos is used with all its classes, whatever the profile's `num_classes`.
@@ -212,9 +210,11 @@ def load_config(profile: str, dataset: str = "synthbirds", **overrides) -> Confi
 def _checked(key: str, value):
     """The value in its field's type: 16 becomes 16.0 where a float belongs, so that equal values hash equally."""
     types = {field.name: field.type for field in dataclasses.fields(Config)}
-    if key not in types or key in ("profile", "dataset"):
-        known = ", ".join(name for name in types if name not in ("profile", "dataset"))
-        raise ValueError(f"{key!r} is no configuration key; the keys are: {known}.")
+    del types["profile"], types["dataset"]
+    if key in ("profile", "dataset"):
+        raise ValueError(f"{key} is no override; give it as --{key}, or as the notebook's parameter.")
+    if key not in types:
+        raise ValueError(f"{key!r} is no configuration key; the keys are: {', '.join(types)}.")
     if key == "classes" and value is not None:
         return _checked_classes(value)
     kind = types[key]
@@ -250,13 +250,6 @@ def data_root() -> Path:
     return Path(os.environ.get("FGVC_DATA", PROJECT / "data"))
 
 
-def aggregate_folder(configs: Sequence[Config]) -> Path:
-    """`tables-<profile>-<dataset>+<dataset>…`: where the tables over several data sets go."""
-    profile = configs[0].profile
-    names = [results_folder(config).name.removeprefix(f"{profile}-") for config in configs]
-    return results_root() / f"tables-{profile}-{'+'.join(names)}"
-
-
 def folder_root() -> Path:
     """Where the data set `folder` lives: the environment variable FGVC_FOLDER, or `folder` in the data root."""
     return Path(os.environ.get("FGVC_FOLDER", data_root() / "folder"))
@@ -268,3 +261,10 @@ def results_folder(config: Config) -> Path:
     if config != load_config(config.profile, config.dataset):
         name += f"-{config.hash()}"
     return results_root() / name
+
+
+def aggregate_folder(configs: Sequence[Config]) -> Path:
+    """`tables-<profile>-<dataset>+<dataset>…`: where the tables over several data sets go."""
+    profile = configs[0].profile
+    names = [results_folder(config).name.removeprefix(f"{profile}-") for config in configs]
+    return results_root() / f"tables-{profile}-{'+'.join(names)}"

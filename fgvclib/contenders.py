@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgvclib.affnet import AffineEstimator, AttentionPreprocessor, start_at
+from fgvclib.affnet import AffineEstimator, AttentionPreprocessor, axis_maxima, start_at
 from fgvclib.backbones import Stem
 from fgvclib.geometry import WHOLE_IMAGE, box_to_theta
 
@@ -63,7 +63,7 @@ class SoftHull(AffineEstimator):
 
     def estimate(self, mask: Tensor) -> Tensor:
         foreground = ((mask - self.background) / (1 - self.background)).clamp(0, 1)
-        columns, rows = foreground.amax(dim=2).flatten(1), foreground.amax(dim=3).flatten(1)
+        columns, rows = axis_maxima(foreground)
         left, right = self._ends(columns)
         top, bottom = self._ends(rows)
         boxes = torch.stack([left, top, right, bottom], dim=1)

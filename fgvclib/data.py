@@ -73,8 +73,8 @@ class PhotoDataset(Dataset):
             if self.augment:
                 torch.manual_seed(_mix(self.seed, epoch, index))
             image, *teacher_map = self.move([image, *teacher_map])
-            item = {"image": self.colour(image), "label": self.labels[index], "index": index}
-        return item if self.maps is None else item | {"teacher_map": teacher_map[0].as_subclass(Tensor)}
+            found = {"image": self.colour(image), "label": self.labels[index], "index": index}
+        return found if self.maps is None else found | {"teacher_map": teacher_map[0].as_subclass(Tensor)}
 
     def _photo(self, index: int) -> Image.Image:
         photo = Image.fromarray(self.pixels[index])

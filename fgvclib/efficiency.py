@@ -19,7 +19,7 @@ from fgvclib.affnet import AffNet
 from fgvclib.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.config import Config
 from fgvclib.contenders import ResNet50
-from fgvclib.evaluation import count_parameters
+from fgvclib.device import default_device, device_name
 from fgvclib.geometry import crop
 from fgvclib.losses import EmbeddingLoss
 from fgvclib.model import EndToEndModel, build_model
@@ -44,16 +44,6 @@ TARGETS = pd.DataFrame(
     ],
     columns=["key", "what", "unit", "paper_value", "goal"],
 ).set_index("key")
-
-
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_name() -> str:
-    """Name of the GPU, or the CPU with its number of threads."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
 def compare(sides: Mapping[str, Callable[[], object]], budget_s: float, repetitions: int = 51) -> pd.DataFrame:
@@ -109,14 +99,14 @@ def ratios(times: pd.DataFrame, over: str) -> pd.DataFrame:
 
 
 def sized_model(config: Config, num_classes: int | None = None) -> EndToEndModel:
-    """The configured system without trained weights, on `device()`."""
-    return build_model(config, num_classes or config.num_classes or CLASSES, pretrained=False).to(device())
+    """The configured system without trained weights, on `default_device()`."""
+    return build_model(config, num_classes or config.num_classes or CLASSES, pretrained=False).to(default_device())
 
 
 def noise(config: Config, size: int | None = None, batch: int | None = None) -> Tensor:
     """Images of a batch, (batch_size, 3, image_size, image_size), as a loader would deliver them."""
     side = size or config.image_size
-    return torch.randn(batch or config.batch_size, 3, side, side, device=device())
+    return torch.randn(batch or config.batch_size, 3, side, side, device=default_device())
 
 
 def inference(model: nn.Module, images: Tensor, precision: str = "fp32") -> Callable[[], object]:
@@ -172,7 +162,7 @@ class _Crop(nn.Module):
 
 def affnet_sides(config: Config) -> dict[str, Callable[[], object]]:
     """AffNet and Table 1's ResNet-50, both with pre-processing, on one map (1, 1, n, n)."""
-    one = torch.rand(1, 1, config.map_size, config.map_size, device=device())
+    one = torch.rand(1, 1, config.map_size, config.map_size, device=default_device())
     networks = {"AffNet": AffNet(config.map_size), "ResNet-50": ResNet50(config.map_size)}
     return {name: inference(network.to(one.device), one) for name, network in networks.items()}
 
@@ -181,21 +171,21 @@ class TrainingStep:
     """One step of the training loop on noise: forward, losses, backward, SGD; a side for `compare`.
 
     `teacher`: "live" runs the teacher pass in the step, as in the paper; "given" gets the map with the batch. A
-    configuration without local losses, the baseline, needs neither.
+    configuration without local losses, the baseline, needs neither. It computes with `config.precision`.
     """
 
-    def __init__(self, config: Config, teacher: str = "live", precision: str = "fp32"):
+    def __init__(self, config: Config, teacher: str = "live"):
         config = replace(config, teacher_weights="live")  # a fixed teacher's map is the given one
         self.model = sized_model(config).train()
         num_classes = self.model.classifier.output.out_features
-        self.criterion = build_loss(config, num_classes).to(device())
+        self.criterion = build_loss(config, num_classes).to(default_device())
         self.optimiser = build_optimiser(self.model, config)
         self.images = noise(config)
-        self.labels = torch.arange(len(self.images), device=device()) % num_classes
+        self.labels = torch.arange(len(self.images), device=default_device()) % num_classes
         self.given = None
         if teacher == "given":
-            self.given = torch.rand(len(self.images), 1, config.map_size, config.map_size, device=device())
-        self.precision = precision
+            self.given = torch.rand(len(self.images), 1, config.map_size, config.map_size, device=default_device())
+        self.precision = config.precision
 
     def __call__(self) -> None:
         self.optimiser.zero_grad()
@@ -221,15 +211,15 @@ def step_sides(config: Config) -> dict[str, Callable[[], object]]:
     }
 
 
-def training_memory(config: Config, precision: str = "fp32", teacher: str = "given") -> dict[str, float]:
-    """GiB that a training step needs: {"value", "counted"}.
+def training_memory(config: Config, precision: str) -> dict[str, float]:
+    """GiB that a training step with a given teacher map needs in "fp32" or "bf16": {"value", "counted"}.
 
     On a GPU the most that was allocated at once during two steps. A CPU has no such meter; there, "counted" 1: weights,
     gradients, momentum, and all tensors that the forward pass keeps for the backward pass, without the short-lived
     buffers of single operations. A lower bound.
     """
-    step = TrainingStep(config, teacher, precision)
-    if device().type == "cuda":
+    step = TrainingStep(replace(config, precision=precision), "given")
+    if default_device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() - _bytes(step.model)
         step()
@@ -273,7 +263,7 @@ def growth(config: Config, key: str, values: list[int], budget_s: float) -> pd.D
             sized = replace(sized, crop_size=max(32, round(value * config.crop_size / config.image_size)))
         sides = {"ours": TrainingStep(sized, "given"), "baseline": TrainingStep(replace(sized, **ROWS["Baseline"]))}
         medians = 1e3 * compare(sides, budget_s).median()
-        memory = training_memory(sized)["value"]
+        memory = training_memory(sized, sized.precision)["value"]
         rows.append({key: value, "ours_ms": medians["ours"], "baseline_ms": medians["baseline"], "gib": memory})
         del sides
         gc.collect()
@@ -284,10 +274,10 @@ def growth_over_classes(config: Config, values: list[int], budget_s: float) -> p
     """The embedding loss, forward and backward, over the number of classes → ms of ours, and of one over all pairs."""
     rows = []
     for classes in values:
-        features = torch.randn(config.batch_size, config.embedding_dim, device=device(), requires_grad=True)
-        labels = torch.randint(classes, (config.batch_size,), device=device())
-        ours = EmbeddingLoss(classes, config.embedding_dim).to(device())
-        centres = torch.randn(classes, config.embedding_dim, device=device())
+        features = torch.randn(config.batch_size, config.embedding_dim, device=default_device(), requires_grad=True)
+        labels = torch.randint(classes, (config.batch_size,), device=default_device())
+        ours = EmbeddingLoss(classes, config.embedding_dim).to(default_device())
+        centres = torch.randn(classes, config.embedding_dim, device=default_device())
         sides = {
             "ours": lambda loss=ours, f=features, y=labels: loss(f, y).backward(),
             "all pairs": lambda c=centres, f=features, y=labels: _all_pairs_loss(f, y, c).backward(),
@@ -321,15 +311,10 @@ def hardware_sides(config: Config, compiled: bool = True) -> dict[str, Callable[
 def can_compile() -> bool:
     """Whether torch.compile works here: it needs a C++ compiler, on a GPU also Triton."""
     try:
-        torch.compile(lambda x: torch.relu(x) + 1)(torch.zeros(8, device=device()))
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.zeros(8, device=default_device()))
     except Exception:  # torch raises its own kinds for a missing compiler, and those of the compiler
         return False
     return True
-
-
-def parameter_row(model: EndToEndModel) -> dict[str, float]:
-    """Parameters that localisation adds, {"value"}."""
-    return {"value": count_parameters(model.attnet) + count_parameters(model.affnet)}
 
 
 def efficiency_table(measured: Mapping[str, Mapping[str, float]], config: Config) -> pd.DataFrame:
@@ -347,8 +332,9 @@ def efficiency_table(measured: Mapping[str, Mapping[str, float]], config: Config
 
 def _row(key: str, values: Mapping[str, float], where: str, note: str) -> dict:
     target = TARGETS.loc[key]
-    reached = None if np.isnan(values["value"]) or np.isnan(target["goal"]) else values["value"] <= target["goal"]
-    reached = {True: "yes", False: "no", None: ""}[reached if reached is None else bool(reached)]
+    reached = "yes" if values["value"] <= target["goal"] else "no"
+    if np.isnan(values["value"]) or np.isnan(target["goal"]):
+        reached = ""
     if values.get("counted"):
         note = "counted without short-lived buffers: a lower bound"
     columns = {"what": target["what"], "unit": target["unit"], "paper_value": target["paper_value"]}

@@ -1,6 +1,5 @@
 """Accuracy over samples, and boxes scored against the true ones as weakly supervised localisation (WSOL) does.
 
-
 The convention is that of Choe et al. (CVPR 2020; extended as arXiv 2007.04178). BoxAcc@d is the share of photos whose
 box has at least the IoU d with the true one; theirs is the best over all thresholds of a map, chosen on true boxes,
 while ours has the one box that the system crops. A photo without a true box has the IoU NaN and counts in no box score.
@@ -31,10 +30,10 @@ def predict(
 ) -> pd.DataFrame:
     """Run the model once over a loader of `photos` (in their order) → one row per photo.
 
-    Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (of the crop, clipped to the image), iou
-    with the true box (NaN where the photo has none); with `teacher_threshold` also teacher_x1 … and teacher_iou, which
-    cost a second pass. Leaves the model in evaluation mode. Where processes share a prepared loader, `gather` is their
-    `gather_for_metrics`.
+    Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (theta's, clipped to the photo; what the
+    classifier sees is wider by `crop_margin`), iou with the true box (NaN where the photo has none); with
+    `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass. Leaves the model in evaluation
+    mode. Where processes share a prepared loader, `gather` is their `gather_for_metrics`.
     """
     device = next(model.parameters()).device
     model.eval()

@@ -6,13 +6,13 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fgvclib.bounds import BOUNDS
 from fgvclib.config import Config, load_config, results_folder
 from fgvclib.data import Splits, load_splits
+from fgvclib.device import device_name
 from fgvclib.files import atomic_path, locked, read_json, write_json
 from fgvclib.fixed_boxes import with_fixed_boxes
 from fgvclib.manifest import lock_path
@@ -31,10 +31,7 @@ class Experiment:
         self.folder = results_folder(self.config)
 
     def __str__(self) -> str:
-        device = (
-            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-        )
-        return f"{self.config.profile} profile on {self.config.dataset}, seeds {self.seeds}, {device}"
+        return f"{self.config.profile} profile on {self.config.dataset}, seeds {self.seeds}, {device_name()}"
 
     @cached_property
     def splits(self) -> Splits:

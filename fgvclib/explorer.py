@@ -32,6 +32,7 @@ from fgvclib.geometry import (
     crop,
     min_max_normalise,
     theta_to_box,
+    widen,
 )
 from fgvclib.inference import readable
 from fgvclib.model import EndToEndModel
@@ -82,7 +83,7 @@ class Answer:
     mask: Tensor  # (n, n), in [0.5, 1]
     boxes: Tensor  # (2, 4): the exact hull, and AffNet's answer to the mask
     iou: float  # of the two
-    views: Tensor  # (2, 3, c, c): the crops at the two boxes
+    views: Tensor  # (2, 3, c, c): the crops at the two boxes, with the model's margin
     probabilities: Tensor  # (2, classes)
 
 
@@ -104,7 +105,7 @@ def answer(model: EndToEndModel, image: Tensor, attention: Tensor, tau: float, s
     hull = attention_to_box(attention, tau)
     theta = torch.cat([box_to_theta(hull), model.affnet.estimate(mask)])
     boxes = torch.cat([hull, theta_to_box(theta[1:])])
-    views = crop(image.expand(2, -1, -1, -1), theta, model.crop_size)
+    views = crop(image.expand(2, -1, -1, -1), widen(theta, model.crop_margin), model.crop_size)
     probabilities = model.classifier(views)[0].softmax(dim=1)
     iou = float(box_iou(boxes[:1], boxes[1:]))
     return Answer(min_max_normalise(attention)[0, 0], mask[0, 0], boxes, iou, views, probabilities)
@@ -147,7 +148,7 @@ class Explorer:
         """A row of the test table."""
         row = self.experiment.splits.test.iloc[number]
         image = photo_batch(self.experiment.splits.test.iloc[[number]], self.config)
-        true_box = tuple(row[BOX]) if "x1" in row else None  # not every data set has boxes
+        true_box = tuple(row[BOX]) if row[BOX].notna().all() else None  # not every photo has one
         return Photo(image, f"test photo {number}", self.classes[row["label"]], true_box)
 
     def uploaded_photo(self, content: bytes, name: str) -> Photo:

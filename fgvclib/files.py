@@ -3,8 +3,9 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 
@@ -13,12 +14,27 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path`; what is written there takes its place when the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process id: on a file system that machines or containers share, it is not the only one of its number.
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_into_place(folder: Path, root: Path, is_complete: Callable[[], bool]) -> None:
+    """Let a finished folder appear as `root`, in one step.
+
+    Where another run was faster, which `is_complete` tells, its folder stays. Raises OSError for anything else there.
+    """
+    with suppress(OSError):
+        root.rmdir()  # an empty folder in its place, which Windows would not replace
+    try:
+        folder.rename(root)
+    except OSError:
+        if not is_complete():
+            raise
 
 
 @contextmanager

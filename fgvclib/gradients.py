@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgvclib.geometry import crop
+from fgvclib.geometry import crop, widen
 from fgvclib.losses import EndToEndLoss, clip_gradient
 from fgvclib.model import EndToEndModel, ModelOutput
 
@@ -22,7 +22,7 @@ def gradient_parts(
     """
     attention = model.attnet(images).detach().requires_grad_()
     theta = model.affnet(attention)
-    cropped = crop(images, clip_gradient(theta, limit), model.crop_size)
+    cropped = crop(images, widen(clip_gradient(theta, limit), model.crop_margin), model.crop_size)
     output = ModelOutput(*model.classifier(cropped), attention, theta, cropped)
     terms = criterion(output, labels, model.teacher_map(images))
     losses = {
@@ -30,10 +30,11 @@ def gradient_parts(
         "attention": terms["attention"],
         "affine": terms["affine"],
     }
-    return {name: _gradients(loss, {"A": attention, "theta": theta}) for name, loss in losses.items()}
+    return {name: gradients_of(loss, {"A": attention, "theta": theta}) for name, loss in losses.items()}
 
 
-def _gradients(loss: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def gradients_of(loss: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradient of a scalar into each tensor, by name, zero where nothing flows; the graph is kept."""
     found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
     pairs = zip(wanted.items(), found, strict=True)
     return {name: torch.zeros_like(x) if gradient is None else gradient for (name, x), gradient in pairs}

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from fgvclib.canvas import dejavu
 from fgvclib.checkpoints import read_checkpoint
 from fgvclib.config import Config
 from fgvclib.data import to_input
@@ -51,7 +51,7 @@ class Recogniser:
 
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> Recognition:
-        """An upright RGB photo → class, probability, and the box that was cropped, clipped to the photo."""
+        """An upright RGB photo → class, probability, and theta's box, clipped to the photo (without `crop_margin`)."""
         output = self.model(to_input(photo, self.config).unsqueeze(0))
         probability, label = output.logits.softmax(dim=1)[0].max(dim=0)
         width, height = photo.size
@@ -119,7 +119,7 @@ def draw(photo: Image.Image, found: Recognition) -> Image.Image:
     colour = BOX_STYLES["predicted"]["edgecolor"]
     for outline, width in (("white", 2 * line), (colour, line)):
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=outline, width=width)
-    font = _font(max(10, round(max(picture.size) / 40)))
+    font = dejavu(max(10, round(max(picture.size) / 40)))
     text = f" {readable(found.class_name)}  {found.probability:.0%} "
     left, top, right, bottom = pen.textbbox((0, 0), text, font)
     x, y = max(0, min(x1, picture.width - right)), max(0, y1 - bottom - line)
@@ -131,11 +131,6 @@ def draw(photo: Image.Image, found: Recognition) -> Image.Image:
 def readable(class_name: str) -> str:
     """A class name without the number of CUB-200-2011 and with blanks: `014.Indigo_Bunting` → `Indigo Bunting`."""
     return re.sub(r"^\d+\.", "", class_name).replace("_", " ")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings: it has the letters of most alphabets."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def save_drawing(picture: Image.Image, path: Path) -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from fgvclib.evaluation import localisation_scores, trivial_ious
 from fgvclib.paper import published_localisation
-from fgvclib.runs import Run
+from fgvclib.runs import Run, list_seeds
 
 SCORES = ["box_acc_0.3", "box_acc_0.5", "box_acc_0.7", "box_acc_mean", "gt_known_loc", "top1_loc", "mean_iou"]
 
@@ -38,7 +38,7 @@ def _row(localiser: str, runs: Sequence[Run], ious: Sequence[pd.Series]) -> dict
     return {
         "localiser": localiser,
         "source": measured if means.notna().all() else f"not measured: {config.dataset} has no true boxes",
-        "seeds": " ".join(str(run.seed) for run in runs),
+        "seeds": list_seeds(runs),
         "gt_known_loc": means["box_acc_0.5"],
         **means,
     }

@@ -35,7 +35,7 @@ class _ClipGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         per_sample = len(gradient) * gradient.norm(dim=1, keepdim=True)
-        return gradient * (ctx.max_norm / per_sample.clamp_min(ctx.max_norm)), None
+        return gradient * torch.where(per_sample > ctx.max_norm, ctx.max_norm / per_sample, 1.0), None
 
 
 def clip_gradient(x: Tensor, max_norm: float | None) -> Tensor:

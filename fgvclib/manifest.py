@@ -64,7 +64,7 @@ def check_configuration(folder: Path, config: Config) -> None:
 
 
 def check_dataset(folder: Path, config: Config) -> str | None:
-    """The data set's checksum, None while it does not exist.
+    """The data set's checksum; it is drawn or downloaded for that. None while the user has not brought it.
 
     Raises ValueError if the results in `folder` were made from other data.
     """

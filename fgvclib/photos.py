@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 # Pillow refuses what has twice as many pixels as this; by default that is 179 million, and phones make 200 million.
 Image.MAX_IMAGE_PIXELS = 150_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)  # the photo is shown all the same
 
 ORIENTATION = 0x0112  # EXIF: how to turn the stored pixels so that the photo is upright
 UPRIGHT = {

@@ -143,14 +143,6 @@ def notebook_parameters(notebook: Path) -> dict[str, str]:
     return {name: parameter["default"] for name, parameter in found.items()}
 
 
-def make_config(profile: str, dataset: str, overrides: dict[str, Any] | None) -> Config:
-    """`load_config` for overrides from a user. Raises ValueError and TypeError as it does."""
-    for key in ("profile", "dataset"):
-        if key in (overrides or {}):
-            raise ValueError(f"{key} is no override; give it as --{key}.")
-    return load_config(profile, dataset, **(overrides or {}))
-
-
 def plan(
     notebook: str | Path,
     profile: str,
@@ -162,7 +154,7 @@ def plan(
 ) -> Job:
     """A checked job. Raises ValueError or TypeError, also for what papermill would only warn of."""
     path = find_notebook(notebook)
-    config = make_config(profile, dataset, overrides)
+    config = load_config(profile, dataset, **(overrides or {}))
     seeds, parameters = list(seeds), dict(parameters or {})
     if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int for seed in seeds):
         raise ValueError(f"seeds are {seeds}; one or more different whole numbers are needed.")
@@ -239,13 +231,12 @@ def run_notebook(
     parameters: dict[str, Any] | None = None,
     timeout: float | None = None,
     force: bool = False,
-    label: str = "",
 ) -> Path:
     """Execute a notebook unless that is done; the path of its executed copy. `timeout` is in minutes.
 
     Raises ValueError or TypeError before anything is run, NotebookBusy, and NotebookFailed.
     """
-    job = plan(notebook, profile, dataset, seeds, overrides, parameters, label)
+    job = plan(notebook, profile, dataset, seeds, overrides, parameters)
     _run(job, timeout, force)
     return job.copy
 
@@ -438,7 +429,7 @@ def run_grid(
     for dataset, (cells, tables) in plans.items():
         try:
             _run_grid_folder(cells, tables if gather else [], timeout, force, failures)
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # such as a data set that can not be had
             failures[dataset] = str(error)
     _say(f"\nGrid: {sum(len(cells) for cells, _ in plans.values())} cells, {len(failures)} failures, "
          f"{(time.monotonic() - began) / 60:.1f} minutes.")  # fmt: skip

@@ -6,7 +6,7 @@ done. The test split is evaluated once, at the end. One process (or one group of
 trains a run; others that want it wait for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +74,11 @@ class Run:
         return model.eval()
 
 
+def list_seeds(runs: Iterable[Run]) -> str:
+    """The seeds of runs as tables have them: "0 1 2"."""
+    return " ".join(str(run.seed) for run in runs)
+
+
 def train_or_load(
     config: Config, splits: Splits, seed: int, folder: Path, announce: Callable[[str], None] = print
 ) -> Run:
@@ -124,13 +129,16 @@ def _train(run: Run, announce: Callable[[str], None]) -> None:
                 _write_history(run, records)
             announce(f"{name}: {describe_epoch(record, run.config.epochs)}")  # what it is about can be read by now
     except KeyboardInterrupt:
-        epochs = f"epoch {len(records)} of {run.config.epochs}"
-        announce(
-            f"{name}: interrupted after {epochs}, whose state is saved in {run.folder}; "
-            "the same call or command goes on from there."
-        )
+        announce(f"{name}: {_interrupted(len(records), run)}")
         raise
     process_state().wait_for_everyone()  # the first process may still be saving
+
+
+def _interrupted(epochs: int, run: Run) -> str:
+    if not epochs:
+        return "interrupted in the first epoch, of which nothing is saved; the same call or command starts again."
+    state = f"epoch {epochs} of {run.config.epochs}, whose state is saved in {run.folder}"
+    return f"interrupted after {state}; the same call or command goes on from there."
 
 
 def _clear_leftovers(folder: Path) -> None:

@@ -21,6 +21,7 @@ from fgvclib.affnet import AUTHORS_SHARPNESS, DEFAULT_SHARPNESS, AffineEstimator
 from fgvclib.config import Config
 from fgvclib.contenders import FFNN, ResNet50, ResNetS, SoftHull
 from fgvclib.data import BOX, PhotoDataset, Splits, evaluation_loader
+from fgvclib.device import default_device
 from fgvclib.evaluation import count_parameters
 from fgvclib.files import atomic_path
 from fgvclib.geometry import attention_to_box, box_iou, box_to_theta, theta_to_box
@@ -188,7 +189,7 @@ def _contestant(name: str, preprocess: bool, sharpness: float, config: Config) -
 
 def evaluate_contestant(contestant: Contestant, maps: dict[str, Tensor], threshold: float) -> tuple[dict, pd.DataFrame]:
     """Train and score → the row of Table 1, and the per-map table of `score`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     network, test = contestant.network.to(device), maps["test"].to(device)
     fit(network, maps["train"].to(device), contestant.steps, threshold, contestant.batch_size, contestant.learning_rate)
     scores = score(network, test, threshold)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from fgvclib.paper import paper_table
-from fgvclib.runs import Run
+from fgvclib.runs import Run, list_seeds
 
 _NO_LOCAL_LOSSES = {"lambda_att": 0.0, "lambda_aff": 0.0}
 
@@ -40,6 +40,6 @@ def _row(description: str, runs: Sequence[Run]) -> dict:
         "beta_aff": config.beta_aff,
         "accuracy_mean": 100 * scores["accuracy"].mean(),
         "accuracy_std": 100 * scores["accuracy"].std(),
-        "seeds": " ".join(str(run.seed) for run in runs),
+        "seeds": list_seeds(runs),
         **boxes.mean(),
     }

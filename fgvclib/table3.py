@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from fgvclib.paper import paper_table
-from fgvclib.runs import Run
+from fgvclib.runs import Run, list_seeds
 
 
 def table3(runs: Mapping[str, Sequence[Run]], dataset: str) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def _row(method: str, runs: Sequence[Run], dataset: str) -> dict:
     return {
         "method": method,
         "source": f"measured here, {runs[0].config.profile} profile",
-        "seeds": " ".join(str(run.seed) for run in runs),
+        "seeds": list_seeds(runs),
         f"measured_{dataset}": accuracy.mean(),
         f"measured_{dataset}_std": accuracy.std(),
     }

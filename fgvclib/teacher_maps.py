@@ -17,20 +17,29 @@ import torch
 from torch import Tensor, nn
 
 from fgvclib.config import CHOICES, Config, results_root
-from fgvclib.data import BOX, evaluation_loader
+from fgvclib.data import BOX, CROP, evaluation_loader
+from fgvclib.device import default_device
 from fgvclib.files import atomic_path
 from fgvclib.geometry import attention_to_box, box_iou
 from fgvclib.progress import progress
 from fgvclib.teacher import build_teacher
 
-TEACHER_KEYS = ("backbone", "teacher_size", "teacher_output_stride", "teacher_layer", "teacher_mean", "map_size")
+MAP_KEYS = (  # the configuration values that a map depends on
+    "backbone",
+    "teacher_size",
+    "teacher_output_stride",
+    "teacher_layer",
+    "teacher_mean",
+    "map_size",
+    "cut_bottom",
+)
 
 
 def teacher_maps(photos: pd.DataFrame, config: Config) -> Tensor:
-    """Maps (N, 1, n, n) in [0, 1] of the photos as they are, in the table's order.
+    """Maps (N, 1, n, n) in [0, 1] of the photos as they are, in the table's order; whole, even where `CROP` cuts them.
 
-    Stored in `results/teacher_maps/` under a name that changes with the teacher, and with the photos' paths, sizes and
-    dates. Raises ValueError where the configured teacher is the live one, whose maps change.
+    Stored in `results/teacher_maps/` under a name that changes with `MAP_KEYS` and the photos' paths, sizes and dates.
+    Raises ValueError where the configured teacher is the live one, whose maps change.
     """
     if config.teacher_weights != "imagenet":
         raise ValueError("teacher_weights is 'live': such a teacher has no fixed maps; choose 'imagenet'.")
@@ -58,14 +67,15 @@ def compare_teachers(photos: pd.DataFrame, config: Config, thresholds: Sequence[
 
 
 def _compute(photos: pd.DataFrame, config: Config) -> Tensor:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     teacher, no_live_network = build_teacher(config), nn.Module()
-    loader = evaluation_loader(photos, config, image_size=config.teacher_size)
+    whole = photos.drop(columns=CROP, errors="ignore")  # the teacher's box is scored, and cropped to, in whole photos
+    loader = evaluation_loader(whole, config, image_size=config.teacher_size)
     batches = progress(loader, "teacher maps")
     return torch.cat([teacher(no_live_network, batch["image"].to(device)).cpu() for batch in batches])
 
 
 def _key(photos: pd.DataFrame, config: Config) -> str:
     files = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in photos["path"]]
-    text = json.dumps([[getattr(config, name) for name in TEACHER_KEYS], files])
+    text = json.dumps([[getattr(config, name) for name in MAP_KEYS], files])
     return hashlib.sha256(text.encode()).hexdigest()[:20]

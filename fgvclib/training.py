@@ -30,7 +30,7 @@ LOCALISATION_ALONE_RATE = 0.002  # of Adam
 WATCHED = 8  # photos whose boxes are recorded after every epoch
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(FloatingPointError):
     """A loss term became NaN or infinite; the message names it."""
 
 
@@ -47,8 +47,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     model = synchronise_batchnorm(build_model(config, len(splits.class_names), pretrained), accelerator)
     criterion = build_loss(config, len(splits.class_names))
     optimiser = build_optimiser(model, config)
-    drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
-    schedule = MultiStepLR(optimiser, drops, gamma=config.lr_drop)
+    schedule = build_schedule(optimiser, config)
     fixed_teacher = criterion.needs_teacher and config.teacher_weights == "imagenet"
     with accelerator.main_process_first():  # the others find the maps on disk
         maps = teacher_maps(splits.train, config) if fixed_teacher else None
@@ -58,9 +57,10 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     parts = {"model": model, "criterion": criterion, "optimiser": optimiser, "schedule": schedule}
     history = resume(checkpoint, identity, parts)
     yield from history
+    model.to(accelerator.device)
+    criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
     if not history:
         train_localisation(model, criterion, splits, maps, config, seed)
-    criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
     prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
     validation_loader = accelerator.prepare(validation_loader)
     for epoch in range(len(history), config.epochs):
@@ -91,7 +91,7 @@ def train_localisation(
 
     The photos are loaded at AttNet's 64 pixels, which makes an epoch cheaper by an order of magnitude than one of the
     classifier. Adam with cosine decay: nothing here has to match the classifier's schedule. Without maps, or where both
-    local losses are off, there is nothing to learn from.
+    local losses are off, there is nothing to learn from. Runs where the model is.
     """
     if config.localisation_epochs == 0 or maps is None:
         return
@@ -99,11 +99,12 @@ def train_localisation(
     loader, sampler = training_loader(splits.train, small, seed, maps)
     optimiser = Adam(model.localisation_parameters(), LOCALISATION_ALONE_RATE)
     schedule = CosineAnnealingLR(optimiser, config.localisation_epochs * len(loader))
+    device = next(model.parameters()).device
     model.train()
     for sampler.epoch in progress(range(config.localisation_epochs), "AttNet and AffNet alone"):
         for batch in loader:
-            attention, theta = model.localisation(batch["image"])
-            terms = criterion.local_terms(attention, theta, batch["teacher_map"])
+            attention, theta = model.localisation(batch["image"].to(device))
+            terms = criterion.local_terms(attention, theta, batch["teacher_map"].to(device))
             check_finite(terms)
             optimiser.zero_grad()
             sum(terms.values()).backward()
@@ -190,6 +191,12 @@ def build_optimiser(model: EndToEndModel, config: Config) -> SGD:
         {"params": model.localisation_parameters(), "lr": config.localisation_learning_rate},
     ]
     return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def build_schedule(optimiser: SGD, config: Config) -> MultiStepLR:
+    """Learning rates times `lr_drop` after each of `lr_drops` + 1 equal parts of the epochs but the last."""
+    drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
+    return MultiStepLR(optimiser, drops, gamma=config.lr_drop)
 
 
 def check_batches(config: Config, splits: Splits) -> None:

@@ -1,20 +1,17 @@
 """AffNet, its pre-processing, its contenders in Table 1, and SoftHull."""
 
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch.func import functional_call
 
-import fgvclib
 from fgvclib.affnet import AUTHORS_SHARPNESS, DEFAULT_SHARPNESS, AffNet, AttentionPreprocessor
-from fgvclib.contenders import FFNN, ResNet50, ResNetS, SoftHull
+from fgvclib.contenders import FFNN, ResNetS, SoftHull
 from fgvclib.geometry import attention_to_box, box_iou, theta_to_box
+from fgvclib.paper import paper_table
+from fgvclib.table1 import CONTENDERS
 
-TABLE1 = pd.read_csv(Path(fgvclib.__file__).parent / "paper_tables" / "table1.csv")
-ESTIMATORS = {"FFNN": FFNN, "ResNet-S": ResNetS, "ResNet-50": ResNet50, "AffNet": AffNet}
+TABLE1 = paper_table(1)
 
 
 def lively(network: torch.nn.Module) -> torch.nn.Module:
@@ -95,7 +92,7 @@ def test_constant_map_is_all_background_with_a_finite_gradient():
 # --- AffNet
 
 
-@pytest.mark.parametrize("estimator", [FFNN, ResNetS, ResNet50, AffNet])
+@pytest.mark.parametrize("estimator", CONTENDERS.values())
 def test_first_theta_is_the_identity(estimator):
     theta = estimator()(torch.randn(2, 1, 14, 14))
     assert torch.equal(theta, torch.tensor([[1.0, 1, 0, 0]] * 2))
@@ -151,12 +148,12 @@ def test_theta_ignores_scale_and_offset_of_the_map_behind_the_preprocessing():
 
 @pytest.mark.parametrize("row", TABLE1.to_dict("records"), ids=lambda row: f"{row['model']}-{row['preprocess']}")
 def test_parameter_counts_equal_table_1(row):
-    network = ESTIMATORS[row["model"]](map_size=14, preprocess=row["preprocess"] == "yes")
+    network = CONTENDERS[row["model"]](map_size=14, preprocess=row["preprocess"] == "yes")
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == row["parameters"]
 
 
 def test_table_1_has_eight_rows_of_these_four_models():
-    assert len(TABLE1) == 8 and set(TABLE1["model"]) == set(ESTIMATORS)
+    assert len(TABLE1) == 8 and set(TABLE1["model"]) == set(CONTENDERS)
 
 
 @pytest.mark.parametrize("estimator", [FFNN, ResNetS, AffNet, SoftHull])

@@ -20,6 +20,7 @@ from fgvclib.data import (
     load_splits,
     training_loader,
 )
+from fgvclib.datasets import read_dataset
 from fgvclib.evaluation import predict
 from fgvclib.experiment import Experiment
 from fgvclib.fixed_boxes import with_fixed_boxes
@@ -51,6 +52,16 @@ def test_oracle_crops_to_the_true_box_wider_by_the_margin(fixed):
     grow = 0.25 * (true[:, 2:] - true[:, :2])
     by_hand = np.hstack([true[:, :2] - grow, true[:, 2:] + grow]).clip(0, 1)
     assert photos[CROP].to_numpy() == pytest.approx(by_hand, abs=1e-6)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_oracle_refuses_photos_without_a_true_box(tiny, data_folder, monkeypatch, part):
+    monkeypatch.setenv("FGVC_DATA", str(data_folder))
+    photos, names = read_dataset(tiny)
+    photos.loc[photos["is_train"].eq(part == "train").idxmax(), BOX] = np.nan
+    monkeypatch.setattr("fgvclib.datasets.read_dataset", lambda config: (photos, names))
+    with pytest.raises(ValueError, match="synthbirds has photos without a true box"):
+        load_splits(replace(tiny, fixed_box="oracle"))
 
 
 def test_only_the_oracles_training_knows_where_the_object_is(fixed, splits):

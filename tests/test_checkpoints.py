@@ -3,6 +3,7 @@
 import os
 import resource
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,18 @@ def test_without_a_usable_one_nothing_is_touched(saved, damage, told):
     assert content(saved) == before
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()], ids=repr)
+def test_checkpoint_that_could_not_be_looked_at_is_not_called_damaged(saved, monkeypatch, error):
+    """The advice would be to delete it."""
+
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(type(error)):
+        load_checkpoint(saved, IDENTITY)
+
+
 def test_crash_between_the_two_renames_loses_one_epoch_only(saved):
     saved.replace(previous_path(saved))
     with warnings.catch_warnings(action="error"):
@@ -135,9 +148,11 @@ def test_full_device_keeps_both(saved, monkeypatch):
         pytest.skip("this system has no /dev/full")
     real = checkpoints.atomic_path
 
+    @contextmanager
     def onto_full_device(path):
-        (path.parent / f".{path.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
-        return real(path)
+        with real(path) as temporary:
+            temporary.symlink_to("/dev/full")
+            yield temporary
 
     monkeypatch.setattr(checkpoints, "atomic_path", onto_full_device)
     assert_save_fails(saved, "No space left on device")

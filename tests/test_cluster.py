@@ -38,7 +38,7 @@ if value.get("--rows") == "No end-to-end" and not (here / "failed").exists():
 if value.get("--rows") == "End-to-end" and (here / "slow").exists():
     (here / "started").touch()
     time.sleep(60)
-dataset = value.get("--dataset") or value.get("--datasets")
+dataset = value.get("--dataset") or value.get("--datasets") or command[1]  # fgvc data NAME
 copies = here / "results" / ("smoke-" + dataset) / "notebooks"
 if command[0] == "grid" and "--no-gather" in command:
     label = re.sub("[^A-Za-z0-9.]+", "-", value["--rows"] + "-seed" + value["--seeds"])
@@ -119,6 +119,17 @@ def test_killed_grid_is_continued_with_what_is_missing(grid, tmp_path):
     assert commands(tmp_path) == ran
 
 
+@needs_snakemake
+def test_grid_of_the_configuration_is_planned(tmp_path):
+    """As docs/cluster.md starts it, without any --config."""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "FGVC_RESULTS": str(tmp_path), "HOME": str(tmp_path)}
+    command = [SNAKEMAKE, "-s", str(SNAKEFILE), "--directory", str(tmp_path), "--dry-run", "--cores", "1", "--nocolor"]
+    planned = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", planned.stdout, re.MULTILINE))
+    assert jobs["cell"] == str(len(ROWS) * len(SETTINGS["seeds"]) * len(SETTINGS["datasets"]))
+
+
 def test_grid_of_the_configuration_is_the_papers():
     assert SETTINGS["rows"] == list(ROWS)
     assert len(SETTINGS["seeds"]) == 3
@@ -129,28 +140,29 @@ def test_grid_of_the_configuration_is_the_papers():
 # --- the tables over data sets
 
 
-def write_tables(root: Path, dataset: str, accuracy: float) -> None:
+def write_tables(root: Path, dataset: str, accuracy: float, seeds: str) -> None:
     folder = root / f"smoke-{dataset}"
     folder.mkdir(parents=True)
     rows = pd.DataFrame({"description": ["Baseline", "End-to-end"], "accuracy_mean": [accuracy, accuracy + 1]})
     rows.to_csv(folder / "table2.csv", index=False)
     source = ["paper", "measured here, smoke profile"]
-    table3 = {"method": ["Ours", "End-to-end"], "cub200_2011": [89.5, None], "source": source, "seeds": ["", "0 1"]}
+    table3 = {"method": ["Ours", "End-to-end"], "cub200_2011": [89.5, None], "source": source, "seeds": ["", seeds]}
     pd.DataFrame(table3 | {f"measured_{dataset}": [None, accuracy + 1]}).to_csv(folder / "table3.csv", index=False)
 
 
-def test_tables_of_two_data_sets_are_put_together(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("seeds", ["0 1", "0"])
+def test_tables_of_two_data_sets_are_put_together(tmp_path, monkeypatch, seeds):
     monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
-    write_tables(tmp_path, "synthbirds", 60.0)
+    write_tables(tmp_path, "synthbirds", 60.0, seeds)
     with pytest.raises(ValueError, match=r"smoke-cub200.table2\.csv does not exist; `fgvc grid` makes it"):
         aggregate("smoke", ["synthbirds", "cub200"])
-    write_tables(tmp_path, "cub200", 70.0)
+    write_tables(tmp_path, "cub200", 70.0, seeds)
     assert main(["aggregate", "--datasets", "synthbirds,cub200", "--profile", "smoke"]) == 0
     folder = tmp_path / "tables-smoke-synthbirds+cub200"
     table2 = pd.read_csv(folder / "table2.csv")
     assert table2.values.tolist() == [["synthbirds", "Baseline", 60], ["synthbirds", "End-to-end", 61],
                                       ["cub200", "Baseline", 70], ["cub200", "End-to-end", 71]]  # fmt: skip
-    table3 = pd.read_csv(folder / "table3.csv")
+    table3 = pd.read_csv(folder / "table3.csv", dtype={"seeds": str})
     assert table3["method"].tolist() == ["Ours", "End-to-end"]  # the published row once
     assert table3["cub200_2011"].isna().tolist() == [False, True]
-    assert table3.loc[1, ["measured_synthbirds", "measured_cub200", "seeds"]].tolist() == [61, 71, "0 1"]
+    assert table3.loc[1, ["measured_synthbirds", "measured_cub200", "seeds"]].tolist() == [61, 71, seeds]

@@ -69,6 +69,7 @@ def test_overrides_replace_values_and_nothing_else():
         (("cpu", "dogs"), {}, "'dogs'; choose one of synthbirds, cub200, aircraft, cars, folder"),
         (("cpu",), {"epoch": 3}, "'epoch' is no configuration key; the keys are: .*epochs"),
         (("cpu",), {"hash": 3}, "'hash' is no configuration key"),
+        (("cpu",), {"dataset": "cub200"}, "dataset is no override; give it as --dataset"),
     ],
 )
 def test_unknown_names_are_refused_and_the_known_ones_listed(arguments, overrides, message):

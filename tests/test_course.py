@@ -374,7 +374,9 @@ def test_what_is_no_exercise_is_refused(tmp_path, capsys):
     nbformat.write(notebook(("code", "1")), path)
     assert main(["grade", str(path)]) == 2
     assert "has no exercise of this course" in capsys.readouterr().err
-    path.write_text("no json")
-    assert main(["grade", str(path)]) == 2
-    assert "is no notebook" in capsys.readouterr().err
+    for content in (b"no json", b"[]", b"{}", b"\xff\xd8 a photo"):
+        path.write_bytes(content)
+        assert main(["grade", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"{path} is no notebook (") and error.count("\n") == 1
     assert main(["grade", str(tmp_path / "missing.ipynb")]) == 1

@@ -162,7 +162,7 @@ def archive(members: dict[str, bytes], path: Path) -> Path:
 def test_archive_that_leads_outside_is_refused(root, name):
     path = archive({"set/good": b"1", name: b"2"}, root / "set.tgz")
     with pytest.raises(OSError, match="leads out of its folder; do not use this archive"):
-        download.unpack(path, root / "set")
+        download.unpack(path, root / "set", "a")
     assert [p.name for p in root.iterdir()] == ["set.tgz"]
     assert not (root.parent / "outside").exists() and not Path("/tmp/fgvc-outside").exists()
 
@@ -174,7 +174,7 @@ def test_archive_with_links_or_devices_is_refused(root, kind):
         info.type, info.linkname = kind, "/etc"
         tar.addfile(info)
     with pytest.raises(OSError, match="set/link, which leads out"):
-        download.unpack(root / "set.tgz", root / "set")
+        download.unpack(root / "set.tgz", root / "set", "a")
     assert not (root / "set").exists()
 
 
@@ -182,13 +182,13 @@ def test_archive_cut_short_leaves_nothing(root):
     path = archive({f"set/{i}": os.urandom(5000) for i in range(20)}, root / "set.tgz")
     path.write_bytes(path.read_bytes()[:50_000])
     with pytest.raises(OSError, match="set.tgz is damaged"):
-        download.unpack(path, root / "set")
+        download.unpack(path, root / "set", "a")
     assert [p.name for p in root.iterdir()] == ["set.tgz"]
 
 
 def test_archive_of_something_else(root):
     with pytest.raises(OSError, match="holds no folder set"):
-        download.unpack(archive({"other/file": b"1"}, root / "set.tgz"), root / "set")
+        download.unpack(archive({"other/file": b"1"}, root / "set.tgz"), root / "set", "a")
 
 
 def test_full_disk_while_unpacking_leaves_nothing(root, monkeypatch):
@@ -202,7 +202,7 @@ def test_full_disk_while_unpacking_leaves_nothing(root, monkeypatch):
 
     monkeypatch.setattr(tarfile.TarFile, "extract", extract)
     with pytest.raises(OSError, match=r"set.tgz can not be unpacked in .* \(No space left on device\)"):
-        download.unpack(path, root / "set")
+        download.unpack(path, root / "set", "a")
     assert [p.name for p in root.iterdir()] == ["set.tgz"]
 
 

@@ -1,5 +1,7 @@
 """The arithmetic of the measurements, and that every side runs; no timing is judged."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from fgvclib import efficiency
 from fgvclib.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.config import load_config
+from fgvclib.device import device_name
 from fgvclib.geometry import box_to_theta, crop
 from fgvclib.model import build_model
 from fgvclib.training import NonFiniteLoss, check_finite
@@ -49,7 +52,7 @@ def test_table_sets_the_paper_beside_ours_and_says_what_no_gpu_measured():
     one = {"value": 1.01, "low": 1.0, "high": 1.02, "cpu_time_value": 1.01, "repetitions": 9}
     measured = {"inference": one, "step_given": one | {"value": 1.2}, "parameters": {"value": 5.0}}
     table = efficiency.efficiency_table(measured, load_config("smoke"))
-    ours = table[table["device"] == efficiency.device_name()].set_index("what")
+    ours = table[table["device"] == device_name()].set_index("what")
     assert list(ours["reached"]) == ["yes", "no", ""]
     assert ours["paper_value"].iloc[0] == pytest.approx(1.0123, abs=1e-4)
     if not torch.cuda.is_available():
@@ -64,6 +67,15 @@ def test_training_step_learns_from_the_map_that_it_was_given(tiny):
     step()
     after = list(step.model.attnet.parameters())
     assert any(not torch.equal(one, two) for one, two in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("precision, logits", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_training_steps_compute_with_the_configured_precision(tiny, monkeypatch, precision, logits):
+    step = efficiency.step_sides(replace(tiny, precision=precision))["given teacher map"]
+    seen = []
+    monkeypatch.setattr(type(step.criterion), "forward", lambda self, output, *_: seen.append(output) or {"total": 0})
+    step.loss()
+    assert seen[0].logits.dtype == logits
 
 
 def test_bf16_leaves_theta_in_fp32(tiny):
@@ -124,5 +136,5 @@ def test_precision_has_two_values():
 @needs_cuda
 def test_given_map_and_bf16_steps_run_on_a_gpu(tiny):
     for precision in ("fp32", "bf16"):
-        assert torch.isfinite(efficiency.TrainingStep(tiny, "live", precision).loss())
+        assert torch.isfinite(efficiency.TrainingStep(replace(tiny, precision=precision), "live").loss())
         assert efficiency.training_memory(tiny, precision)["counted"] == 0

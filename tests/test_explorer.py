@@ -15,6 +15,7 @@ from PIL import Image
 
 from fgvclib import canvas
 from fgvclib.canvas import Panel, attention_picture, bars_picture, compose, mask_picture
+from fgvclib.data import BOX
 from fgvclib.explorer import ATTNET, TEACHER, Explorer, ExplorerPanel, answer, read_upload
 from fgvclib.geometry import theta_to_box
 from fgvclib.model import build_model
@@ -78,7 +79,9 @@ def test_exact_box_iou_and_affnets_answer_are_those_of_plain_arithmetic(models):
     assert result.probabilities.sum(dim=1).tolist() == pytest.approx([1, 1])
 
 
-def test_with_the_trained_values_affnets_crop_is_the_systems_own(explore, models):
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+def test_with_the_trained_values_affnets_crop_is_the_systems_own(explore, models, monkeypatch, margin):
+    monkeypatch.setattr(models["End-to-end"], "crop_margin", margin)
     photo = explore.test_photo(4)
     with torch.no_grad():
         output = models["End-to-end"](photo.image)
@@ -122,6 +125,14 @@ def test_sentence_says_how_many_cells_are_kept(explore):
     sentence = explore.draw("End-to-end", photo, TEACHER, 0.7)[1]
     assert sentence.startswith(f"{share:.0%} of the cells reach τ = 0.70.")
     assert photo.answer in sentence
+
+
+def test_photo_without_a_true_box_is_drawn_without_it(explore, splits, monkeypatch):
+    unboxed = splits.test.assign(**dict.fromkeys(BOX, np.nan))
+    monkeypatch.setattr(explore.experiment, "splits", replace(splits, test=unboxed))
+    photo = explore.test_photo(0)
+    assert photo.true_box is None
+    assert "With the true box" not in explore.draw("End-to-end", photo)[1]
 
 
 def test_maps_are_computed_once_per_photo_and_model(explore, models, monkeypatch):

@@ -19,10 +19,11 @@ def system(tiny):
     return model, build_loss(tiny, 3).double().eval(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("limit", [None, 0.05])
+@pytest.mark.parametrize("limit, margin", [(None, 0.0), (0.05, 0.0), (None, -0.4)])  # inside the image, not cut at it
 @pytest.mark.parametrize("beta_att, beta_aff", [(1.0, 1.0), (0.0, 1.0), (0.5, 2.0), (0.0, 0.0)])
-def test_total_gradient_is_what_backward_gives(system, beta_att, beta_aff, limit):
+def test_total_gradient_is_what_backward_gives(system, monkeypatch, beta_att, beta_aff, limit, margin):
     model, criterion, images = system
+    monkeypatch.setattr(model, "crop_margin", margin)
     model.beta_att, model.beta_aff, model.theta_gradient_limit = beta_att, beta_aff, limit
     output = model(images)
     output.attention.retain_grad()

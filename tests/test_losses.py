@@ -94,6 +94,12 @@ def test_clip_gradient_shortens_the_gradient_of_every_samples_own_loss():
     torch.testing.assert_close(x.grad, torch.tensor([[1.2, 1.6], [0.6, 0.8], [0.0, 0.0]]) / 3)
 
 
+def test_limit_of_zero_lets_nothing_through_and_stays_finite():
+    x = torch.randn(2, 2, requires_grad=True)
+    (clip_gradient(x, 0.0) * torch.tensor([[3.0, 4.0], [0.0, 0.0]])).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(2, 2))
+
+
 def test_no_limit_leaves_the_gradient_alone():
     x = torch.randn(3, 2, requires_grad=True)
     (clip_gradient(x, None) * 1e6).sum().backward()

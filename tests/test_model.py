@@ -3,22 +3,20 @@
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-import fgvclib
 from fgvclib.backbones import create_backbone
 from fgvclib.geometry import crop
 from fgvclib.losses import EmbeddingLoss, EndToEndLoss
 from fgvclib.model import ModelOutput, build_model
+from fgvclib.paper import paper_table
 from fgvclib.teacher import Teacher
 from fgvclib.training import train
 
-TABLE2 = pd.read_csv(Path(fgvclib.__file__).parent / "paper_tables" / "table2.csv").to_dict("records")
+TABLE2 = paper_table(2).to_dict("records")
 IDENTITY = torch.tensor([1.0, 1.0, 0.0, 0.0])
 CLASSIFICATION = ("cross_entropy", "embedding")
 LABELS = torch.tensor([2, 0])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fgvclib.config import PROFILES
+
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = [path for path in sorted(FOLDER.glob("**/*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
 LONGEST_CELL = 40  # lines: a cell and its output fit on a screen
@@ -77,6 +79,14 @@ def test_parameters_are_literals(path):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         assert [type(target) for target in targets] == [ast.Name]
         ast.literal_eval(statement.value)
+
+
+@each_notebook
+def test_parameters_by_profile_name_every_profile(path):
+    for statement in tree(code_cells(path)[0]).body:
+        value = ast.literal_eval(statement.value)
+        if isinstance(value, dict) and value.keys() & PROFILES.keys():
+            assert value.keys() == PROFILES.keys(), f"{path.name}: {ast.unparse(statement)}"
 
 
 @each_notebook

@@ -117,6 +117,15 @@ def test_make_reproduce_hands_its_variables_to_the_runner():
     assert 'run reproduction --profile "paper" --dataset "cub200" --seeds "0,1,2"' in given
 
 
+def test_map_of_the_code_has_every_module_and_no_other():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## A map of the code")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(?:fgvclib/)?(\w+\.py|\w+/)`", table)) - {"cluster/"}
+    here = {path.name for path in (ROOT / "fgvclib").glob("[!_]*.py")} | {"datasets/", "synthbirds/"}
+    deeper = {path.name for path in (ROOT / "fgvclib" / "datasets").glob("*.py")}
+    assert here <= named <= here | deeper
+
+
 def test_continuous_integration_runs_the_test_command_of_the_readme():
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert lines[-1] == "make test"

@@ -67,6 +67,14 @@ def test_malformed_exif_does_not_stop_the_photo(tmp_path):
     assert photo.getpixel((3, 3))[0] > 200 and photo.getpixel((28, 3))[0] < 55
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # pytest forgets the library's own filter
+def test_damaged_exif_does_not_stop_the_photo(tmp_path):
+    path = save(tmp_path / "odd.jpg", UPRIGHT)
+    content, segment = path.read_bytes(), b"Exif\0\0II*\0\xff\xff\xff\xff garbage"
+    path.write_bytes(content[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + content[2:])
+    assert open_photo(path).size == (3, 2)
+
+
 def save(path: Path, pixels, mode=None, **options) -> Path:
     picture = Image.fromarray(np.asarray(pixels))
     (picture.convert(mode) if mode else picture).save(path, **options)
@@ -86,8 +94,9 @@ def test_transparent_palette_colour_is_white(tmp_path):
     assert np.asarray(open_photo(tmp_path / "palette.png")).tolist() == [[[255, 255, 255], [40, 50, 60]]]
 
 
-def test_sixteen_bits_become_eight_and_are_not_clipped(tmp_path):
-    path = save(tmp_path / "deep.png", np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16))
+@pytest.mark.parametrize("name, kind", [("deep.png", np.uint16), ("deep.tif", np.int32)])
+def test_sixteen_bits_become_eight_and_are_not_clipped(tmp_path, name, kind):
+    path = save(tmp_path / name, np.array([[0, 257, 128 * 257, 65535]], dtype=kind))
     assert Image.open(path).mode.startswith("I")
     assert np.asarray(open_photo(path))[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
 

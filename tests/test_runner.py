@@ -457,6 +457,21 @@ def test_grid_goes_on_after_a_failing_cell(notebooks, capfd):
     assert marks.read_text().splitlines() == ["bad row[3]", "good[3]", "bad row+good[3]", "compared"]
 
 
+def test_data_set_that_can_not_be_had_does_not_stop_the_grid_of_another(notebooks, capfd):
+    write(notebooks, "05_ablation", count("'trained'"))
+    write(notebooks, "07_comparison", count("'compared'"))
+
+    def checksum(config):
+        if config.dataset == "cub200":
+            raise ConnectionError("cub200 could not be brought there")
+        return "checksum of the birds"
+
+    sys.modules["fgvclib.data"].dataset_checksum = checksum
+    assert main(["grid", "--datasets", "cub200,synthbirds", "--rows", "a", "--profile", "smoke", "--no-gather"]) == 1
+    assert "cub200: cub200 could not be brought there" in capfd.readouterr().out
+    assert counted() == ["trained"]
+
+
 def test_interrupted_grid_goes_on_with_what_is_missing(notebooks, capfd):
     """Ctrl-C in the second of three cells: the first stays done, no tables are made, and a rerun does only the rest."""
     write(notebooks, "05_ablation", count("'+'.join(rows)"))

@@ -213,6 +213,17 @@ def test_interrupt_says_what_is_saved_and_how_to_go_on(tiny, splits, finished, c
         pass  # free again
 
 
+def test_interrupt_in_the_first_epoch_promises_nothing(tiny, splits, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train", interrupted)
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        train_or_load(tiny, splits, 0, tmp_path / "run", said.append)
+    assert said[-1].startswith("run: interrupted in the first epoch, of which nothing is saved")
+
+
 def test_what_a_killed_process_was_writing_is_cleared(tiny, splits, copy, monkeypatch):
     (copy / "metrics.json").unlink()
     (copy / ".checkpoint.pt.12345.tmp").write_bytes(b"half")

@@ -1,5 +1,6 @@
 """The ImageNet teacher: its maps by hand, on disk, and what AttNet and AffNet learn from them alone."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 
 from fgvclib import teacher_maps as module
 from fgvclib.backbones import create_backbone
-from fgvclib.data import evaluation_loader
-from fgvclib.model import build_model
+from fgvclib.config import results_root
+from fgvclib.data import CROP, evaluation_loader
+from fgvclib.model import EndToEndModel, build_model
 from fgvclib.teacher import Teacher
 from fgvclib.teacher_maps import teacher_maps
 from fgvclib.training import build_loss, train, train_localisation
@@ -68,6 +70,20 @@ def test_changed_photo_gets_a_new_map(config, splits, tmp_path):
     assert not torch.equal(after[0], before[0]) and torch.equal(after[1:], before[1:])
 
 
+def test_crop_of_a_photo_does_not_change_its_map(config, splits):
+    """Else the row "Oracle crop" would leave its maps, of other pictures, to the rows after it."""
+    cut = splits.test.assign(**dict(zip(CROP, (0.1, 0.1, 0.5, 0.6), strict=True)))
+    maps = teacher_maps(cut, config)
+    shutil.rmtree(results_root())
+    assert torch.equal(teacher_maps(splits.test, config), maps)
+
+
+def test_maps_with_and_without_the_banner_are_kept_apart(config, splits):
+    aircraft = replace(config, dataset="aircraft")
+    whole = teacher_maps(splits.test, replace(aircraft, cut_banner=False))
+    assert not torch.equal(teacher_maps(splits.test, aircraft), whole)
+
+
 def test_live_teacher_has_no_fixed_maps(tiny, splits):
     with pytest.raises(ValueError, match="choose 'imagenet'"):
         teacher_maps(splits.test, tiny)
@@ -97,6 +113,15 @@ def test_localisation_learns_alone_and_leaves_the_classifier(config, splits):
     train_localisation(model, criterion, splits, maps, config, seed=0)
     assert local_loss() < 0.7 * start
     assert all(torch.equal(value, before[name]) for name, value in model.classifier.state_dict().items())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_localisation_learns_alone_on_the_gpu(config, splits, tmp_path, monkeypatch):
+    seen, real = [], EndToEndModel.localisation
+    monkeypatch.setattr(EndToEndModel, "localisation", lambda self, x: seen.append(x.device.type) or real(self, x))
+    list(train(replace(config, localisation_epochs=1, epochs=1), splits, 0, tmp_path / "checkpoint.pt"))
+    assert set(seen) == {"cuda"}
 
 
 def test_localisation_alone_needs_epochs_and_maps(config, splits):

@@ -8,6 +8,8 @@ import torch
 
 from fgvclib import training
 from fgvclib.checkpoints import read_checkpoint
+from fgvclib.cli import main
+from fgvclib.experiment import Experiment
 from fgvclib.model import build_model
 from fgvclib.training import NonFiniteLoss, build_optimiser, check_finite, train, watched_boxes
 
@@ -140,6 +142,16 @@ def test_non_finite_loss_keeps_the_last_checkpoint(tiny, splits, tmp_path, monke
     assert len(records) == 1 and path.read_bytes() == content
     assert len(read_checkpoint(path)["history"]) == 1
     assert all(value.isfinite().all() for value in read_checkpoint(path)["model"].values())
+
+
+@pytest.mark.parametrize("command", ["train", "app"])
+def test_training_that_diverges_is_told_in_a_sentence(monkeypatch, capsys, command):
+    def diverges(*arguments):
+        raise NonFiniteLoss("Training stopped because 'total' became nan.")
+
+    monkeypatch.setattr(Experiment, "run", diverges)
+    assert main([command, "--profile", "smoke"]) == 1
+    assert capsys.readouterr().err == "Training stopped because 'total' became nan.\n"
 
 
 def test_finite_terms_pass():

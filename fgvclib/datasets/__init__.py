@@ -80,8 +80,8 @@ def load_splits(config: Config) -> Splits:
     is_train = photos.pop("is_train")
     fit, validation = _set_aside(photos[is_train], config.validation_fraction)
     if config.fixed_box == "oracle":  # the one row that is told where the object is; see fixed_boxes.py
-        if fit[BOX].isna().any(axis=None):
-            raise ValueError(f"{config.dataset} has training photos without a true box, which an oracle's crop needs.")
+        if photos[BOX].isna().any(axis=None):
+            raise ValueError(f"{config.dataset} has photos without a true box, which an oracle's crop needs.")
         fit = _with_relative_boxes(fit, config.cut_bottom)
     else:
         fit = fit.drop(columns=BOX).reset_index(drop=True)

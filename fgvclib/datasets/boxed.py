@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from fgvclib.config import Config
-from fgvclib.datasets import dataset_checksum, read_dataset
+from fgvclib.datasets import read_dataset
 from fgvclib.datasets.pixels import read_photo
 from fgvclib.datasets.tables import BOX
 
@@ -38,10 +38,6 @@ class BoxedPhotos(Dataset):
         image = tv_tensors.Image(functional.pil_to_tensor(read_photo(photo["path"], self.config.cut_bottom)))
         item = {"image": image, "label": int(photo["label"]), "box": _box(photo, image)}
         return item if self.transforms is None else self.transforms(item)
-
-    def checksum(self) -> str:
-        """SHA-256 over index files and photos of both splits."""
-        return dataset_checksum(self.config)
 
 
 def _box(photo, image: tv_tensors.Image) -> tv_tensors.BoundingBoxes | None:

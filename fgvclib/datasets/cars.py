@@ -24,10 +24,12 @@ from fgvclib.config import Config, data_root
 from fgvclib.datasets.download import check_md5, unpack
 from fgvclib.datasets.folder import read_by_class, relative_names
 from fgvclib.datasets.tables import BOX, COLUMNS, numbers
+from fgvclib.files import move_into_place
 from fgvclib.progress import progress
 
 COUNTS = (196, 8144, 8041)
-LABELLED_TEST, DEVKIT = "cars_test_annos_withlabels*.mat", "car_devkit.tgz"
+TRAIN_LABELS, LABELLED_TEST = "cars_train_annos.mat", "cars_test_annos_withlabels*.mat"
+DEVKIT = "car_devkit.tgz"
 CHECKSUMS = {LABELLED_TEST: "b0a2b23655a3edd16d84508592a98d10", DEVKIT: "c3b158d763b6e2245038c8ad08e45376"}
 _BY_HAND = (
     "no official source is left; bring a copy with cars_train, cars_test, devkit/ and cars_test_annos_withlabels.mat "
@@ -44,9 +46,9 @@ def prepare(config: Config) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"Stanford Cars is not in {root}: {_BY_HAND}.")
     devkit = find(root, DEVKIT)
-    if devkit and not find(root, "cars_train_annos.mat"):
+    if devkit and not find(root, TRAIN_LABELS):
         check_md5(devkit, CHECKSUMS[DEVKIT])
-        unpack(devkit, root / "devkit")
+        unpack(devkit, root / "devkit", TRAIN_LABELS)
     if not _has_mat_layout(root) and _parquet_files(root):
         _unpack_parquet(root)
     return root
@@ -97,7 +99,7 @@ def _photo_folder(root: Path, name: str) -> Path | None:
 def _read_mat_layout(root: Path) -> tuple[pd.DataFrame, list[str]]:
     class_names = [str(name) for name in np.atleast_1d(_read_mat(_needed(root, "cars_meta.mat"), "class_names"))]
     parts = []
-    for part, pattern in (("train", "cars_train_annos.mat"), ("test", LABELLED_TEST)):
+    for part, pattern in (("train", TRAIN_LABELS), ("test", LABELLED_TEST)):
         table = _annotations(_needed(root, pattern), len(class_names))
         folder = _photo_folder(root, f"cars_{part}") or root / f"cars_{part}"
         table["path"] = [str(folder / name) for name in table["name"]]
@@ -183,7 +185,7 @@ def _known_boxes(root: Path, part: str) -> tuple[Path, pd.DataFrame] | None:
             raise ValueError(f"{csv} lists {table['name'][table['name'].duplicated()].iloc[0]} twice; restore it.")
         numbers(table.set_index("name"), f"{csv}: the line of {{}}")
         return csv, table
-    mat = find(root, "cars_train_annos.mat" if part == "train" else LABELLED_TEST)
+    mat = find(root, TRAIN_LABELS if part == "train" else LABELLED_TEST)
     return (mat, _annotations(mat, COUNTS[0])) if mat else None
 
 
@@ -218,7 +220,7 @@ def _unpack_parquet(root: Path) -> None:
                 path = workshop / "set" / part / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-        (workshop / "set").rename(target)
+        move_into_place(workshop / "set", target, target.is_dir)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
 

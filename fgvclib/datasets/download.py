@@ -14,13 +14,13 @@ import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
 from fgvclib import __version__
+from fgvclib.files import move_into_place
 from fgvclib.progress import progress
 
 CHUNK = 2**20  # bytes
@@ -60,7 +60,7 @@ def obtain(archive: Archive, root: Path) -> Path:
                     check_md5(path, archive.md5)
                 else:
                     download(archive.url, path, archive.md5)
-                unpack(path, root)
+                unpack(path, root, archive.marker)
     except (OSError, http.client.HTTPException) as error:
         reason = str(error).rstrip(".")
         raise NotObtained(
@@ -148,19 +148,18 @@ def check_md5(path: Path, wanted: str) -> None:
         raise OSError(f"{path} is damaged or another file (MD5 {found} instead of {wanted}); replace or delete it")
 
 
-def unpack(path: Path, root: Path) -> None:
+def unpack(path: Path, root: Path, marker: str) -> None:
     """Unpack a tar archive that holds a folder named as `root` is. It appears in one step, complete, or not at all.
 
-    Raises OSError, for a damaged archive as well as for one that would write outside its folder.
+    Where another run was faster, which the file `marker` in `root` tells, its copy stays. Raises OSError, for a damaged
+    archive as well as for one that would write outside its folder.
     """
     workshop = Path(tempfile.mkdtemp(".partial", f".{root.name}.", root.parent))
     try:
         _extract(path, workshop)
         if not (workshop / root.name).is_dir():
             raise OSError(f"{path} holds no folder {root.name}, so it is another archive; delete it")
-        with suppress(OSError):
-            root.rmdir()  # an empty folder in its place
-        (workshop / root.name).rename(root)
+        move_into_place(workshop / root.name, root, (root / marker).is_file)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise OSError(f"{path} is damaged ({error}); delete it") from error
     except OSError as error:

@@ -21,7 +21,7 @@ from fgvclib.files import atomic_path
 from fgvclib.photos import open_photo, upright_size
 from fgvclib.progress import progress
 
-CACHE_LIMIT = 4 * 2**30  # bytes of decoded photos to keep in memory
+CACHE_LIMIT = 4 * 2**30  # bytes of one table's photos that are kept in memory, of the last four tables
 DECODING_THREADS = 8
 READER = 1  # to be raised whenever the pixels that `read_photo` gives change
 _STAMP_BYTES, _CRC_BYTES = 16, 4

@@ -116,10 +116,9 @@ class _Pose:
 
 
 def paint_bird(species: Species, rng: np.random.Generator, side: float) -> tuple[Image.Image, complex]:
-    """Paints a bird alone, the larger side of its extent being `side` pixels.
+    """A bird alone, the larger side of its extent being `side` pixels, and the point between its feet.
 
-    Returns:
-        The RGBA layer (with a few pixels of margin) and the point between the feet in pixels of the layer.
+    The RGBA layer has a few pixels of margin; the point, x + iy, is in its pixels.
     """
     pose, palette = _Pose(species, rng), _individual_palette(rng)
     parts = _Parts(species, pose)
@@ -277,7 +276,7 @@ def _paint_legs(canvas, parts, pose, palette) -> None:
 
 
 def _paint_plumage(canvas, parts, species, pose, palette, rng) -> None:
-    """Paints the feathered body: soft regions first, then marks, then single feathers."""
+    """Paint the feathered body: soft regions first, then marks, then single feathers."""
     plan, b = pose.plan, pose.plan.depth
     body_mask = Image.new("L", canvas.image.size)
     Canvas(body_mask, canvas.scale, canvas.corner).fill(parts.contour, 255)

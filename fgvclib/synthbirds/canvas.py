@@ -50,13 +50,13 @@ def spline(points, steps: int = 7, closed: bool = True) -> np.ndarray:
 
 
 def place(shape: np.ndarray, base: complex, tip: complex, half_width: float) -> np.ndarray:
-    """Lays a shape (x from 0 to 1, y from -1 to 1) from base to tip."""
+    """Lay a shape (x from 0 to 1, y from -1 to 1) from base to tip."""
     along = tip - base
     return base + shape.real * along + 1j * shape.imag * half_width * along / max(abs(along), 1e-9)
 
 
 def toned(colour: Colour, factor: float) -> Colour:
-    """Lightens (factor above 1, towards white) or darkens a colour."""
+    """Lighten (factor above 1, towards white) or darken a colour."""
     if factor > 1:
         return tuple(int(c + (255 - c) * (factor - 1)) for c in colour)
     return tuple(int(c * factor) for c in colour)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fgvclib.files import move_into_place
 from fgvclib.progress import progress
 from fgvclib.synthbirds.canvas import Box
 from fgvclib.synthbirds.scene import draw_bird
@@ -37,27 +38,16 @@ def generate(
     seed: int = 0,
     workers: int | None = None,
 ) -> Path:
-    """Draws the data set into `root`, unless exactly this data set is there already.
+    """Draw the data set into `root`, unless exactly this data set is there already → `root`.
+
+    `num_classes` is between 1 and the number of species, `image_size` is the side of the square pictures in pixels, at
+    least 32, and `workers` the number of processes: None for one per core, 0 to draw in this one. Raises ValueError
+    where one of them is out of range, or `root` holds something else.
 
     A picture depends on (seed, class, number within the class, image_size) only, so the files are the same
     byte for byte whatever the number of workers, and data sets of different extent agree where they overlap.
     The data set appears under `root` in one step when it is complete, so runs at the same time do no harm.
     Scripts must call this under `if __name__ == "__main__":`, as always with process pools; notebooks need not.
-
-    Args:
-        root: folder of the data set; its parents are created.
-        num_classes: number of species, see `species_list`.
-        train_per_class: training pictures of a class; they come first.
-        test_per_class: test pictures of a class.
-        image_size: side of the square pictures in pixels.
-        seed: a non-negative integer.
-        workers: number of processes; None for one per core, 0 to draw in this process.
-
-    Returns:
-        `root` as a path.
-
-    Raises:
-        ValueError: an argument is out of range, or `root` holds something else.
     """
     root = Path(root)
     species = species_list(num_classes)
@@ -78,29 +68,18 @@ def generate(
     try:
         # Not the workshop itself is to become the root: mkdtemp locks everybody else out of it.
         _write(workshop / "set", species, parameters, workers)
-        _publish(workshop / "set", root, parameters)
+        move_into_place(workshop / "set", root, partial(_is_complete, root, parameters))
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return root
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Removes what killed runs left behind, by age: in a younger folder another run may be drawing."""
+    """Remove what killed runs left behind, by age: in a younger folder another run may be drawing."""
     for folder in root.parent.glob(f".{glob.escape(root.name)}.*{_WORKSHOP}"):
         with suppress(FileNotFoundError):  # another run may be clearing up as well
             if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, root: Path, parameters: dict) -> None:
-    """Makes a complete data set appear under `root`, unless another run was faster."""
-    with suppress(OSError):
-        root.rmdir()  # an empty folder in its place, which Windows would not replace
-    try:
-        folder.rename(root)
-    except OSError:
-        if not _is_complete(root, parameters):
-            raise
 
 
 def _check_parameters(parameters: dict, workers: int | None) -> None:
@@ -132,7 +111,7 @@ def _is_complete(root: Path, parameters: dict) -> bool:
 
 
 def _write(folder: Path, species: list[Species], parameters: dict, workers: int | None) -> None:
-    """Writes pictures, tables and, last, the record of the parameters."""
+    """Write pictures, tables and, last, the record of the parameters."""
     class_names = [f"{i:03d}.{s.name.replace(' ', '_')}" for i, s in enumerate(species, 1)]
     for name in class_names:
         (folder / "images" / name).mkdir(parents=True)
@@ -149,7 +128,7 @@ def _write(folder: Path, species: list[Species], parameters: dict, workers: int 
 
 
 def _write_table(path: Path, rows: list[str]) -> None:
-    """Writes one line per row, each after its number counted from 1."""
+    """Write one line per row, each after its number counted from 1."""
     path.write_text("".join(f"{i} {row}\n" for i, row in enumerate(rows, 1)))
 
 

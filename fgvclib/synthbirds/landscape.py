@@ -32,13 +32,10 @@ class _Scenery:
 
 
 def paint_landscape(rng: np.random.Generator, size: int, feet: complex, side: float) -> Image.Image:
-    """Paints a landscape with a perch for the bird.
+    """An RGB landscape of `size` x `size` pixels, with a perch for a bird.
 
-    Args:
-        rng: the only source of variation.
-        size: side of the picture in pixels.
-        feet: the point between the feet of the bird in pixels.
-        side: the larger side of the bird in pixels.
+    The bird stands at `feet`, x + iy in pixels, and the larger of its sides has `side` pixels; `rng` is the only source
+    of variation.
     """
     scenery = _SCENERIES[rng.integers(len(_SCENERIES))]
     image = _gradient(scenery.ramp, rng, size)
@@ -351,7 +348,7 @@ _SCENERIES = (
 
 
 def paint_occluders(rng: np.random.Generator, size: int, box: Box) -> Image.Image:
-    """Paints twigs, leaves or grass in front of a bird at `box`, in about half of the pictures."""
+    """Paint twigs, leaves or grass in front of a bird at `box`, in about half of the pictures."""
     kind = rng.integers(2 * len(_OCCLUDERS))
     if kind >= len(_OCCLUDERS):
         return Image.new("RGBA", (size, size))

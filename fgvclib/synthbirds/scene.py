@@ -32,22 +32,16 @@ class Scene:
 
 
 def draw_bird(species: Species, rng: np.random.Generator, image_size: int) -> tuple[Image.Image, Box]:
-    """Draws one picture of a species.
+    """One RGB picture of a species, and the exact box (x, y, w, h) of the bird in pixels, hidden parts included.
 
-    Args:
-        species: a species whose genus is in BODY_PLANS.
-        rng: the only source of variation.
-        image_size: side of the picture in pixels, at least 32.
-
-    Returns:
-        The RGB picture and the exact box (x, y, w, h) of the bird in pixels, hidden parts included.
+    `rng` is the only source of variation; `image_size` is the side of the picture in pixels, at least 32.
     """
     scene = paint_scene(species, rng, image_size)
     return compose(scene), scene.box
 
 
 def paint_scene(species: Species, rng: np.random.Generator, image_size: int) -> Scene:
-    """Paints the layers of one picture; see `draw_bird` for the arguments."""
+    """The layers of one picture; the arguments are those of `draw_bird`."""
     low, high = np.array(SIZE_RANGE) * image_size
     side = low + 1 + (high - low - 2) * rng.uniform() ** LARGE_BIRDS
     art, feet = paint_bird(species, rng, side)
@@ -65,7 +59,7 @@ def paint_scene(species: Species, rng: np.random.Generator, image_size: int) -> 
 
 
 def compose(scene: Scene) -> Image.Image:
-    """Flattens the layers of a scene and adds light and sensor noise."""
+    """Flatten the layers of a scene and add light and sensor noise."""
     picture = scene.landscape.copy()
     picture.paste(scene.bird, mask=scene.bird)
     picture.paste(scene.occluders, mask=scene.occluders)

@@ -30,7 +30,7 @@ class Species:
 
 
 def _genus(name: str, base: dict, sisters: dict[str, dict]) -> list[Species]:
-    """Makes the species of a genus from the marks they share and those that set each of them apart."""
+    """Make the species of a genus from the marks they share and those that set each of them apart."""
     return [Species(name=f"{first} {name}", genus=name, **(base | marks)) for first, marks in sisters.items()]
 
 
@@ -141,8 +141,7 @@ SPECIES = [
 def species_list(num_classes: int | None = None) -> list[Species]:
     """The first species of the table, sisters side by side; None: all of them.
 
-    Raises:
-        ValueError: num_classes is not between 1 and the number of species.
+    Raises ValueError where num_classes is not between 1 and the number of species.
     """
     if num_classes is None:
         return list(SPECIES)

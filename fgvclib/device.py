@@ -1,0 +1,13 @@
+"""The GPU where there is one, for all that is no training: trainings get their device from accelerate."""
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """Name of the GPU, or the CPU with its number of threads."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
