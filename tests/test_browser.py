@@ -122,11 +122,11 @@ def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(1000 * PATIENCE)
     errors = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda line: errors.append((line.text, line.location)) if line.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     page.close()
-    assert not errors
+    assert not errors, errors
 
 
 # --- what a person does
