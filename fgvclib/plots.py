@@ -6,6 +6,7 @@ one colour map. Functions draw on the axes given, or return a new figure.
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,6 +32,9 @@ BOX_STYLES = {
     "target": {"edgecolor": "#56B4E9", "linestyle": ":"},
 }
 SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# Beside the colours, for readers in grey:
+LINES = ["-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3))]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 ATTENTION_MAP = "magma"
 FRAMES = 8  # epochs that the film strip of a running training has room for
 BOX_NAMES = {"true": "true box", "predicted": r"predicted: AffNet's $\theta$", "target": r"target: from $M$ at $\tau$"}
@@ -43,7 +47,7 @@ def use_style() -> None:
             "figure.dpi": 110,
             "savefig.dpi": 150,
             "figure.constrained_layout.use": True,
-            "axes.prop_cycle": plt.cycler(color=SERIES),
+            "axes.prop_cycle": plt.cycler(color=SERIES, linestyle=LINES),
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.titlesize": "medium",
@@ -52,6 +56,7 @@ def use_style() -> None:
             "grid.alpha": 0.25,
             "image.cmap": ATTENTION_MAP,
             "legend.frameon": False,
+            "legend.handlelength": 3,
             "lines.linewidth": 2,
         }
     )
@@ -102,15 +107,21 @@ def _finish_image(ax: Axes, title: str) -> None:
     ax.set_axis_off()
 
 
+def _label_rows(axes: np.ndarray, labels: Sequence[str]) -> None:
+    """What a row of panels shows, upright at its left."""
+    for ax, label in zip(axes[:, 0], labels, strict=True):
+        ax.text(-0.06, 0.5, label, transform=ax.transAxes, rotation=90, ha="right", va="center")
+
+
 def image_grid(rows: int, columns: int, side: float = 1.8) -> tuple[Figure, np.ndarray]:
     """Figure with rows x columns of square axes, `side` inches each → figure and axes (rows, columns)."""
     return plt.subplots(rows, columns, figsize=(columns * side, rows * (side + 0.15)), squeeze=False)
 
 
 def show_curves(ax: Axes, curves: Mapping[str, pd.Series], title: str, ylabel: str, xlabel: str = "epoch") -> None:
-    """Lines by name, labelled at their right end, where their colour needs no legend to be read."""
-    for name, series in curves.items():
-        ax.plot(series.index, series.values, marker="o", markersize=3.5, label=name)
+    """Lines by name; they differ in colour, line style and marker."""
+    for (name, series), marker in zip(curves.items(), cycle(MARKERS)):
+        ax.plot(series.index, series.values, marker=marker, markersize=4, label=name)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize="small")
@@ -159,7 +170,7 @@ def training_figure(
     figure = plt.figure(figsize=(10.5, sum(heights)))
     above, below = figure.subfigures(2, 1, height_ratios=heights)
     losses, quality = above.subplots(1, 2)
-    show_curves(losses, loss_curves(history), f"Loss terms, {len(history)} of {epochs} epochs", "weighted loss")
+    show_curves(losses, loss_curves(history), f"Loss, lower is better: {len(history)} of {epochs} epochs", "weighted")
     scores = {"accuracy": "accuracy", "mean IoU of the boxes": "mean_iou", "boxes with IoU ≥ 0.5": "box_acc_0.5"}
     scores = {name: f"validation_{score}" for name, score in scores.items()}
     curves = {name: history[score] for name, score in scores.items() if score in history}  # boxes, where there are any
@@ -189,10 +200,11 @@ def table2_figure(table: pd.DataFrame) -> Figure:
     left.errorbar(table["accuracy_mean"], places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=4)
     left.axvline(table["accuracy_mean"].iloc[0], color="black", linewidth=1, linestyle=":")
     left.set(yticks=places, yticklabels=table["description"], xlabel="test accuracy [%], dotted: first row")
-    left.set(title="Accuracy, mean ± standard deviation over seeds", ylim=(-0.6, len(table) - 0.4))
+    left.set(title="Right is better; bars: standard deviation over seeds", ylim=(-0.6, len(table) - 0.4))
     right.barh(places + 0.18, table["box_acc_0.5"], 0.34, label="crop", color=SERIES[1])
-    right.barh(places - 0.18, table["teacher_box_acc_0.5"], 0.34, label="teacher's own box", color=SERIES[5])
-    right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Box quality against the true boxes", xlim=(0, 1))
+    look = {"label": "teacher's own box", "color": SERIES[5], "hatch": "//"}
+    right.barh(places - 0.18, table["teacher_box_acc_0.5"], 0.34, **look)
+    right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Whose boxes fit more often?", xlim=(0, 1))
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
@@ -202,53 +214,56 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.5 * len(table) + 1.6), sharey=True)
     places = np.arange(len(table))[::-1]
     accuracy = table.set_index("row")["accuracy_mean"]
-    left.axvspan(accuracy["Baseline"], accuracy["Oracle crop"], color="#EEEEEE", label="what a perfect box would bring")
+    left.axvspan(accuracy["Baseline"], accuracy["Oracle crop"], color="#EEEEEE", label="from baseline to perfect box")
     left.errorbar(accuracy, places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=4, color=SERIES[0])
     for place, value, share in zip(places, accuracy, table["share_of_gain"], strict=True):
         if np.isfinite(share):
             left.annotate(f"{share:.0%}", (value, place), (0, 7), textcoords="offset points", ha="center", size="small")
-    left.set(yticks=places, yticklabels=table["row"], xlabel="test accuracy [%]; small: share of the oracle's gain")
-    left.set(title="Accuracy, mean ± standard deviation over seeds", ylim=(-0.6, len(table) - 0.3))
+    left.set(
+        yticks=places, yticklabels=table["row"], xlabel="test accuracy [%] ± std. over seeds; small: share of the gain"
+    )
+    gain = accuracy["Oracle crop"] - accuracy["Baseline"]
+    left.set(title=f"From baseline to perfect box: {gain:+.1f} points", ylim=(-0.6, len(table) - 0.3))
     left.legend(loc="lower left", fontsize="small")
     right.barh(places, table["box_acc_0.5"], 0.5, color=SERIES[1])
-    right.set(xlabel="share of test photos with IoU ≥ 0.5", title="The box that the classifier gets", xlim=(0, 1))
+    right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Boxes: longer is better", xlim=(0, 1))
     return figure
 
 
 def teachers_figure(table: pd.DataFrame, trivial: float) -> Figure:
     """`teacher_maps.compare_teachers` as lines over tau, and the centre box's score to beat."""
     figure, ax = plt.subplots(figsize=(6.5, 3.6))
-    for name, scores in table.iterrows():
-        ax.plot(scores.index, scores, marker="o", label=name)
+    for (name, scores), marker in zip(table.iterrows(), cycle(MARKERS)):
+        ax.plot(scores.index, scores, marker=marker, label=name)
     ax.axhline(trivial, color="black", linewidth=1, linestyle=":", label="centre box 0.7")
-    ax.set(
-        xlabel=r"threshold $\tau$",
-        ylabel="BoxAcc@0.5, validation photos",
-        ylim=(0, 1),
-        title="What a teacher looks at decides its boxes",
-    )
+    name, tau = table.stack().idxmax()
+    ax.set(xlabel=r"threshold $\tau$", ylabel="BoxAcc@0.5, validation photos", ylim=(0, 1))
+    ax.set_title(rf"Best: {name} at $\tau$ = {tau:g}, {table.max(axis=None):.2f}; centre box {trivial:.2f}")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", title="layer, mean")
     return figure
 
 
 def table3_figure(table: pd.DataFrame, dataset: str) -> Figure:
-    """Table 3: the paper's numbers on the three benchmarks, and in a panel of their own what was measured here."""
+    """Table 3: the paper's numbers on the three benchmarks (diamonds: its own), and apart what was measured here."""
     benchmarks = {"cub200_2011": "CUB-200-2011", "stanford_cars": "Stanford Cars", "fgvc_aircraft": "FGVC-Aircraft"}
     published, measured = table[table["source"] == "paper"], table[table["source"] != "paper"]
     figure, axes = plt.subplots(1, 4, figsize=(14, 6), width_ratios=[1, 1, 1, 1])
     for ax, (column, title) in zip(axes, benchmarks.items(), strict=False):
         rows = published.dropna(subset=[column]).sort_values(column)
-        ours = rows["method"].str.startswith("Ours")
-        ax.barh(rows["method"].str.replace("Ours", "Paper"), rows[column], color=np.where(ours, SERIES[1], "#BBBBBB"))
-        ax.set(title=f"{title} (published)", xlim=(80, 98), xlabel="accuracy [%]")
+        ours = rows["method"].str.startswith("Ours").to_numpy()
+        names, places = rows["method"].str.replace("Ours", "Paper").to_numpy(), np.arange(len(rows))
+        ax.plot(rows[column], places, "o", color="0.55")
+        ax.plot(rows[column][ours], places[ours], "D", markersize=8, color=SERIES[1])
+        ax.set(yticks=places, yticklabels=names, xlim=(80, 98), xlabel="accuracy [%]")
+        rank = 1 + int((rows[column] > rows[column][ours].max()).sum())
+        ax.set_title(f"{title}, published:\nthe paper is number {rank} of {len(rows)}")
         ax.tick_params(axis="y", labelsize="small")
     values, spread = measured[f"measured_{dataset}"], measured[f"measured_{dataset}_std"].fillna(0)
-    axes[3].barh(
-        measured["method"].str.replace(" (", "\n(")[::-1], values[::-1], 0.5, xerr=spread[::-1], color=SERIES[0]
-    )
+    names = measured["method"].str.replace(" (", "\n(").str.replace(" without", "\nwithout")
+    axes[3].barh(names[::-1], values[::-1], 0.5, xerr=spread[::-1], color=SERIES[0])
     axes[3].set_ylim(-1.5, len(measured) + 0.5)  # three rows need not be as thick as the column is high
     axes[3].tick_params(axis="y", labelsize="small")
-    axes[3].set(title=f"{dataset} (measured here)", xlabel="accuracy [%]", xlim=(0, 100))
+    axes[3].set(title=f"{dataset}, measured here\nrows compare with each other", xlabel="accuracy [%]", xlim=(0, 100))
     return figure
 
 
@@ -368,8 +383,9 @@ def compare_views(
         seen = small.resize((400, 400), Image.Resampling.NEAREST, box=tuple(region * scale))
         crop = photo.resize((view, view), Image.Resampling.BILINEAR, box=tuple(region))
         show_image(axes[0, column], picture, title, {"true": box})
-        show_image(axes[1, column], np.asarray(seen), f"whole image at {view} px: {share * view:.0f} px across")
-        show_image(axes[2, column], np.asarray(crop), f"crop at {view} px: {view} px across")
+        show_image(axes[1, column], np.asarray(seen), f"{share * view:.0f} pixels across")
+        show_image(axes[2, column], np.asarray(crop), f"{view} pixels across")
+    _label_rows(axes, ["photo, true box", f"whole photo at {view} px, enlarged", f"crop at {view} px"])
     return figure
 
 
@@ -418,16 +434,22 @@ def box_statistics(photos: pd.DataFrame, side: float = 0.7) -> Figure:
     dots = {"s": 14, "alpha": 0.5, "linewidths": 0}
     sizes.scatter(x2 - x1, y2 - y1, color=BOX_STYLES["true"]["edgecolor"], label="true boxes", **dots)
     sizes.plot(100 * side, 100 * side, "*", color="black", markersize=13, linestyle="none", label="centre box")
-    sizes.set(title="How large the boxes are", xlabel="width, % of the image", ylabel="height, % of the image")
+    smaller = ((x2 - x1 < 100 * side) & (y2 - y1 < 100 * side)).mean()
+    sizes.set_title(f"{smaller:.0%} are narrower and lower than the centre box")
+    sizes.set(xlabel="width, % of the image", ylabel="height, % of the image")
     sizes.legend(loc="upper left")
     centres.scatter((x1 + x2) / 2, (y1 + y2) / 2, color=BOX_STYLES["true"]["edgecolor"], **dots)
     centres.plot(50, 50, "*", color="black", markersize=13)
-    centres.set(title="Where their centres are", xlabel="from the left, %", ylabel="from the top, %")
-    picture = cover.imshow(100 * box_coverage(photos), extent=(0, 100, 100, 0), vmin=0)
+    off = np.median(np.hypot((x1 + x2) / 2 - 50, (y1 + y2) / 2 - 50))
+    centres.set_title(f"Half of the centres are more than {off:.0f} % off")
+    centres.set(xlabel="from the left, %", ylabel="from the top, %")
+    covered = 100 * box_coverage(photos)
+    picture = cover.imshow(covered, extent=(0, 100, 100, 0), vmin=0)
     corner = 50 * (1 - side)
     cover.add_patch(Rectangle((corner, corner), 100 * side, 100 * side, fill=False, edgecolor="white", linestyle="--"))
     cover.text(corner + 2, corner + 6, "centre box", color="white", fontsize="small")
-    cover.set(title="How often a place is covered", xlabel="from the left, %", ylabel="from the top, %")
+    cover.set_title(f"No place is covered in more than {covered.max():.0f} %")
+    cover.set(xlabel="from the left, %", ylabel="from the top, %")
     cover.grid(False)
     figure.colorbar(picture, ax=cover, label="% of the photos", shrink=0.85)
     for ax in (sizes, centres):
@@ -464,14 +486,13 @@ def localisation_gallery(
                 show_attention(ax, row[column], boxes={kind: drawn[kind]} if kind in drawn else None)
             else:
                 show_image(ax, row[column])
-    for ax, label in zip(axes[:, 0], ["photo", *rows], strict=True):
-        ax.text(-0.06, 0.5, label, transform=ax.transAxes, rotation=90, ha="right", va="center")
+    _label_rows(axes, ["photo", *rows])
     box_legend(figure, [kind for kind in BOX_STYLES if kind in boxes[0]], BOX_NAMES)
     return figure
 
 
 def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: Sequence[str], title: str = "") -> None:
-    """Confusion matrix (K, K), rows true, as shares of a row; lines part the groups, which must be contiguous."""
+    """Confusion matrix (K, K), rows true, as shares of a row (in %); lines part the groups, each contiguous."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.imshow(shares, cmap="Greens", vmin=0, vmax=1)
     starts = [i for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
@@ -483,6 +504,10 @@ def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: S
         ax.set_xticks(middles, [groups[start] for start in starts], rotation=40, ha="right", fontsize="x-small")
         ax.set_yticks(range(len(names)), [shorten(name, 34) for name in names], fontsize="x-small")
         ax.tick_params(length=0)
+    if len(names) <= 12:
+        for (row, column), share in np.ndenumerate(shares):
+            ink = {"color": "white" if share > 0.55 else "black", "ha": "center", "va": "center"}
+            ax.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "", fontsize="x-small", **ink)
     ax.set(title=title, xlabel="predicted", ylabel="true")
     ax.grid(False)
 
@@ -495,7 +520,7 @@ def binned_accuracy(ax: Axes, correct: pd.DataFrame, by: pd.Series, bins: int = 
     for i, (name, values) in enumerate(correct.items()):
         shares = values.groupby(groups, observed=True).agg(["mean", "count"])
         error = np.sqrt(shares["mean"] * (1 - shares["mean"]) / shares["count"])
-        ax.errorbar(places + i * aside, 100 * shares["mean"], 100 * error, marker="os^D"[i % 4], capsize=3, label=name)
+        ax.errorbar(places + i * aside, 100 * shares["mean"], 100 * error, marker=MARKERS[i], capsize=3, label=name)
     ax.set(ylabel="accuracy, %", ylim=(0, 103))
     ax.legend(loc="lower right", fontsize="small")
 
@@ -514,25 +539,29 @@ def kmax_figure(feature_maps: Tensor, k: int) -> Figure:
     for ax, values in zip(axes[0], feature_maps.detach(), strict=True):
         best = values.flatten().topk(min(k, values.numel()))
         cells = torch.zeros(values.numel(), dtype=torch.bool).index_fill(0, best.indices, True)
-        title = f"{k} largest: {best.values.mean():.2f}\nall cells: {values.mean():.2f}"
+        title = f"mean of the {k} largest: {best.values.mean():.2f}\nmean of all cells: {values.mean():.2f}"
         show_attention(ax, values, title)
         outline_cells(ax, cells.view_as(values).numpy(), linewidth=2)
     return figure
 
 
 def embedding_toy(panels: Mapping[str, tuple[Tensor, Tensor]], labels: Tensor) -> Figure:
-    """Unit features (N, 2) and class centres (K, 2) by title, on the unit circle, coloured by class."""
+    """Unit features (N, 2) and class centres (K, 2) by title, on the unit circle, marked and numbered by class."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.7))
     for ax, (title, (features, centres)) in zip(axes, panels.items(), strict=True):
         ax.add_patch(Circle((0, 0), 1, fill=False, color="0.8"))
         for label, (x, y) in enumerate(centres.tolist()):
-            mine = features[labels == label]
-            ax.scatter(*(1.07 * mine).T.tolist(), s=16, alpha=0.6, color=SERIES[label], linewidths=0)
-            ax.plot([0, 0.93 * x], [0, 0.93 * y], color=SERIES[label], linewidth=1)
+            mine, marker = features[labels == label], MARKERS[label % len(MARKERS)]
+            ax.scatter(*(1.07 * mine).T.tolist(), s=20, alpha=0.6, marker=marker, color=SERIES[label], linewidths=0)
+            ax.plot([0, 0.93 * x], [0, 0.93 * y], color=SERIES[label], linewidth=1, linestyle="-")
+            ax.text(0.72 * x, 0.72 * y, f"{label + 1}", ha="center", va="center", size="small", bbox=_WHITE)
             ax.plot(0.93 * x, 0.93 * y, "*", markersize=15, color=SERIES[label], markeredgecolor="white")
         ax.set(title=title, xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")
         ax.set_axis_off()
     return figure
+
+
+_WHITE = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": "none"}
 
 
 def hull_steps(
@@ -549,8 +578,7 @@ def hull_steps(
         found = {"true": true_boxes[column], "target": box}
         show_image(axes[3, column], picture, f"IoU {iou[column]:.2f}", found)
     labels = ["photo", "$M$, normalised", rf"cells ≥ {threshold:g}, hull", "boxes"]
-    for ax, label in zip(axes[:, 0], labels, strict=True):
-        ax.text(-0.06, 0.5, label, transform=ax.transAxes, rotation=90, ha="right", va="center")
+    _label_rows(axes, labels)
     box_legend(figure, ["true", "target"], {"target": r"hull box of the cells ≥ $\tau$"})
     return figure
 
@@ -567,9 +595,10 @@ def iou_histogram(ax: Axes, iou: Mapping[str, np.ndarray], title: str) -> None:
 
 def show_threshold(ax: Axes, scores: pd.DataFrame, trivial: pd.Series, chosen: float, title: str) -> None:
     """Box scores (columns) over the threshold (index), with the centre box as thin lines and the chosen threshold."""
-    for name, colour in zip(scores, SERIES, strict=False):
-        ax.plot(scores.index, scores[name], marker="o", markersize=4, color=colour, label=name)
-        ax.axhline(trivial[name], color=colour, linewidth=1, linestyle="--", label=f"centre box: {name}")
+    for name, colour, marker, line in zip(scores, SERIES, MARKERS, ["--", "-."], strict=False):
+        look = {"color": colour, "marker": marker}
+        ax.plot(scores.index, scores[name], markersize=4, linestyle="-", label=name, **look)
+        ax.axhline(trivial[name], color=colour, linewidth=1, linestyle=line, label=f"centre box: {name}")
     ax.axvline(chosen, color="black", linewidth=1, linestyle=":", label=rf"$\tau$ = {chosen:g} of this profile")
     ax.set(title=title, xlabel=r"threshold $\tau$", ylabel="mean IoU, or share of photos", ylim=(0, 1))
     ax.legend(fontsize="small")
@@ -585,7 +614,8 @@ def preprocessing_figure(stages: Mapping[str, Tensor], threshold: float, sharpne
     for k in sharpnesses:
         axes[-1].plot(cells, torch.sigmoid(k * (cells - threshold).relu()), label=f"k = {k:g}")
     axes[-1].axvline(threshold, color="black", linewidth=1, linestyle=":")
-    axes[-1].set(title="What becomes of a cell", xlabel="normalised cell", ylabel="pre-processed cell", ylim=(0, 1.03))
+    axes[-1].set(title="The larger k, the harder the step", xlabel="normalised cell", ylabel="pre-processed cell")
+    axes[-1].set_ylim(0, 1.03)
     axes[-1].legend(fontsize="small", loc="lower right")
     return figure
 
@@ -624,7 +654,9 @@ def table1_errors(scores: Mapping[str, pd.DataFrame], levels: Sequence[float] = 
     models = list(dict.fromkeys(name.removesuffix(" + prep.") for name in scores))
     for name, table in scores.items():
         plain = name.removesuffix(" + prep.")
-        look = {"color": SERIES[models.index(plain) % len(SERIES)], "linestyle": "--" if name == plain else "-"}
+        number = models.index(plain) % len(SERIES)
+        look = {"color": SERIES[number], "linestyle": "--" if name == plain else "-"}
+        look |= {"marker": MARKERS[number], "markersize": 5, "markevery": (0.03 * number, 0.2)}
         shares = 100 * np.arange(1, len(table) + 1) / len(table)
         errors.plot(np.sort(table["sl1_error"].clip(lower=1e-7)), shares, label=name, **look)
         overlaps.plot(np.sort(table["iou"])[::-1], shares, **look)
@@ -641,16 +673,18 @@ def table1_errors(scores: Mapping[str, pd.DataFrame], levels: Sequence[float] = 
 
 
 def sharpness_figure(sweep: pd.DataFrame, authors: float, default: float) -> Figure:
-    """What the sharpness (index) does: columns iou_gt_0.95, silent, gradient_mean and gradient_median (over maps)."""
+    """What the sharpness (index, rising) does: iou_gt_0.95, silent, gradient_mean and gradient_median (over maps)."""
     figure, (hits, gradients) = plt.subplots(1, 2, figsize=(11, 3.9))
-    hits.plot(sweep.index, 100 * sweep["iou_gt_0.95"], marker="o", label="maps with IoU > 0.95")
+    hits.plot(sweep.index, 100 * sweep["iou_gt_0.95"], marker="o", linestyle="-", label="maps with IoU > 0.95")
     hits.plot(sweep.index, 100 * sweep["silent"], marker="s", linestyle="--", label="silent maps")
-    hits.set(title="Good boxes, and maps that send nothing back", ylabel="maps, %", ylim=(0, 103))
-    gradients.plot(sweep.index, sweep["gradient_mean"], marker="o", label="mean over the maps")
+    first, last = 100 * sweep.iloc[0], 100 * sweep.iloc[-1]
+    good, silent = (f"{first[name]:.0f} → {last[name]:.0f} %" for name in ("iou_gt_0.95", "silent"))
+    hits.set_title(f"k = {sweep.index[0]:g} → {sweep.index[-1]:g}: good boxes {good}, silent maps {silent}")
+    hits.set(ylabel="maps, %", ylim=(0, 103))
+    gradients.plot(sweep.index, sweep["gradient_mean"], marker="o", linestyle="-", label="mean over the maps")
     gradients.plot(sweep.index, sweep["gradient_median"], marker="s", linestyle="--", label="median over the maps")
-    gradients.set(
-        title="The gradient that reaches the map", ylabel=r"mean $|\partial\theta / \partial A|$ over the cells"
-    )
+    gradients.set_title("Where the lines part, few maps carry the gradient")
+    gradients.set_ylabel(r"mean $|\partial\theta / \partial A|$ over the cells")
     gradients.set_yscale("symlog", linthresh=1e-4)
     for ax, place in ((hits, "upper left"), (gradients, "lower left")):
         ax.axvline(authors, color="black", linewidth=1, linestyle=":", label=f"authors' k = {authors:g}")
@@ -673,12 +707,13 @@ def competitors_figure(table: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(7, 0.5 + 0.45 * len(table)))
     errors = [table["value"] - table["low"], table["high"] - table["value"]]
     colours = [SERIES[1] if name == "ours" else SERIES[0] for name in table.index]
-    ax.barh(table.index, table["value"], xerr=errors, color=colours)
+    hatches = ["//" if name == "ours" else "" for name in table.index]
+    ax.barh(table.index, table["value"], xerr=errors, color=colours, hatch=hatches)
     for row, value in enumerate(table["high"]):
         ax.text(value, row, f"  {table['value'].iloc[row]:.2f}", va="center")
     ax.axvline(1, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="time / time of the classifier alone", xlim=(0, 1.12 * table["high"].max()))
-    ax.set_title("What localisation costs at test time: median, with quartiles")
+    ax.set_title(f"Ours takes {table.loc['ours', 'value']:.2f} times the classifier alone (median, with quartiles)")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     return figure
@@ -690,7 +725,7 @@ def growth_figure(batch: pd.DataFrame, size: pd.DataFrame, classes: pd.DataFrame
     for ax, table, title in zip(axes, (batch, size), ("photos in a batch", "side of the photo [px]"), strict=False):
         x = table.iloc[:, 0]
         ax.plot(x, table["baseline_ms"], "o-", color=SERIES[0], label="baseline [ms]")
-        ax.plot(x, table["ours_ms"], "s-", color=SERIES[1], label="end-to-end [ms]")
+        ax.plot(x, table["ours_ms"], "s--", color=SERIES[1], label="end-to-end [ms]")
         memory = ax.twinx()
         memory.plot(x, table["gib"], "^:", color=SERIES[2], label="memory, end-to-end [GiB]")
         memory.set(ylabel="GiB", ylim=(0, None))
@@ -699,10 +734,17 @@ def growth_figure(batch: pd.DataFrame, size: pd.DataFrame, classes: pd.DataFrame
         ax.set(xlabel=title, ylabel="ms per training step", ylim=(0, None), xticks=x)
     handles = axes[0].get_lines() + memory.get_lines()
     axes[0].legend(handles, [line.get_label() for line in handles], fontsize="small", loc="lower right")
-    axes[0].set_title("Growth over the batch")
-    axes[1].set_title("Growth over the input size")
+    for ax, table, power, name in zip(axes, (batch, size), (1, 2), ("photos", "pixels"), strict=False):
+        more, longer = _factor(table.iloc[:, 0]) ** power, _factor(table["ours_ms"])
+        ax.set_title(f"{more:.3g}x the {name}: {longer:.1f}x the time", fontsize="medium")
     axes[2].loglog(classes["classes"], classes["all_pairs_ms"], "o-", color=SERIES[0], label="all pairs of classes")
-    axes[2].loglog(classes["classes"], classes["ours_ms"], "s-", color=SERIES[1], label="classes of the batch (ours)")
-    axes[2].set(xlabel="classes", ylabel="ms, forward and backward", title="Embedding loss over the classes")
+    axes[2].loglog(classes["classes"], classes["ours_ms"], "s--", color=SERIES[1], label="classes of the batch (ours)")
+    title = f"{_factor(classes['classes']):g}x the classes: {_factor(classes['ours_ms']):.1f}x the time (ours)"
+    axes[2].set(xlabel="classes", ylabel="ms of the embedding loss", title=title)
     axes[2].legend(fontsize="small")
     return figure
+
+
+def _factor(values: pd.Series) -> float:
+    """The last value over the first."""
+    return values.iloc[-1] / values.iloc[0]
