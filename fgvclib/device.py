@@ -10,4 +10,7 @@ def default_device() -> torch.device:
 
 def device_name() -> str:
     """Name of the GPU, or the CPU with its number of threads."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'' if threads == 1 else 's'}"

@@ -138,13 +138,14 @@ def inference_sides(config: Config) -> dict[str, Callable[[], object]]:
 
 
 def localisation_sides(config: Config) -> dict[str, Callable[[], object]]:
-    """The parts of what localisation adds at test time, and the classifier."""
+    """The classifier, the whole system, and the parts of what localisation adds at test time."""
     model, images = sized_model(config), noise(config)
     model.eval()
     attention, theta = model.localisation(images)
     attention, theta = attention.detach(), theta.detach()
     return {
         "classifier": inference(model.classifier, noise(config, config.crop_size)),
+        "ours": inference(model, images),
         "AttNet": inference(model.attnet, images),
         "AffNet": inference(model.affnet, attention),
         "crop": inference(_Crop(theta, config.crop_size), images),
@@ -241,7 +242,7 @@ def kept_for_backward(forward: Callable[[], Tensor], model: nn.Module) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node keeps would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = forward()  # holds the graph, so that no address is used twice

@@ -8,9 +8,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 HEADLESS = "FGVC_HEADLESS"  # environment variable; the runner sets it for the kernels it starts
+VOILA = "VOILA_REQUEST_URL"  # set by Voilà; where a bar was removed, its page says "Error displaying widget"
 
 
 def progress(items: Iterable, description: str, **options: Any) -> Iterable:
     """Iterate with a bar in a terminal or JupyterLab. A bar in a saved notebook would stay frozen at 0 %."""
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(items, description, leave=False, disable=HEADLESS in os.environ or not interactive, **options)
+    hidden = not interactive or HEADLESS in os.environ or VOILA in os.environ
+    return tqdm(items, description, leave=False, disable=hidden, **options)

@@ -1,5 +1,7 @@
 """The arithmetic of the measurements, and that every side runs; no timing is judged."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -46,6 +48,19 @@ def test_kept_for_backward_counts_each_storage_once_and_no_weight():
         return (hidden * hidden + hidden.exp()).sum()  # keep hidden, and the result of exp
 
     assert efficiency.kept_for_backward(forward, layer) == 4 * (4 * 8 + 4 * 16 + 4 * 16)
+
+
+def test_kept_for_backward_frees_the_graph():
+    results = []
+
+    def forward():
+        result = torch.ones(3, requires_grad=True).exp()  # a result that its own node keeps
+        results.append(weakref.ref(result))
+        return result.sum()
+
+    efficiency.kept_for_backward(forward, nn.Linear(1, 1))
+    gc.collect()
+    assert results[0]() is None
 
 
 def test_table_sets_the_paper_beside_ours_and_says_what_no_gpu_measured():
