@@ -1,8 +1,8 @@
 """A training to watch: curves and crops that grow with every epoch, and a button that stops it (notebook 04).
 
 The training runs in the cell, so that the cells below wait for it. The button works meanwhile because JupyterLab sends
-what widgets say to a second thread of the kernel (a subshell; ipykernel 7, JupyterLab 4.4), and does what the kernel's
-own interrupt does: frontends without subshells have that one, ■ in the toolbar.
+what widgets say to a second thread of the kernel (a subshell; ipykernel 7.0 to 7.3, JupyterLab 4.4), and does what the
+kernel's own interrupt does: frontends without subshells have that one, ■ in the toolbar.
 """
 
 import _thread

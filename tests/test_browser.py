@@ -24,11 +24,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 PATIENCE = 120  # seconds for one step on a busy machine; a quiet one needs a few
 TOKEN = "classroom"
+ICON_FONT = "cdn.jsdelivr.net/npm/@fortawesome"
 
-pytestmark = [
-    pytest.mark.skipif("FGVC_BROWSER" not in os.environ, reason="slow: set FGVC_BROWSER=1 to run the browser tests"),
-    pytest.mark.skipif(BROWSER is None, reason=f"no browser is installed (looked for {', '.join(BROWSERS)})"),
-]
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser is installed (looked for {', '.join(BROWSERS)})")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra `test`)")
 
 
@@ -118,7 +116,10 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """A page; at the end of the test its console must hold no error."""
+    """A page; at the end of the test its console must hold no error.
+
+    Except that a machine without internet can not load the icon font that Voilà's page links; nothing needs it.
+    """
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(1000 * PATIENCE)
     errors = []
@@ -126,6 +127,7 @@ def page(browser):
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     page.close()
+    errors = [error for error in errors if ICON_FONT not in str(error)]
     assert not errors, errors
 
 
