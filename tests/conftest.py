@@ -14,6 +14,11 @@ from fgvclib.config import load_config
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """The notebooks first: they take as long as all else, which the second process does meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 def pytest_collection_finish():
     """One thread for the tests' own tensors: they are small, and threads that wait for a busy core cost the most."""
     if "torch" in sys.modules:
