@@ -522,7 +522,7 @@ def binned_accuracy(ax: Axes, correct: pd.DataFrame, by: pd.Series, bins: int = 
         error = np.sqrt(shares["mean"] * (1 - shares["mean"]) / shares["count"])
         ax.errorbar(places + i * aside, 100 * shares["mean"], 100 * error, marker=MARKERS[i], capsize=3, label=name)
     ax.set(ylabel="accuracy, %", ylim=(0, 103))
-    ax.legend(loc="lower right", fontsize="small")
+    ax.legend(fontsize="small")
 
 
 def outline_cells(ax: Axes, cells: np.ndarray, **style) -> None:
