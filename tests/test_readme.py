@@ -57,3 +57,13 @@ def test_real_birds_are_the_reference_runs(name):
     assert cells[1:4] == [row["seeds"], f"{row['accuracy_mean']:.1f}{spread}", f"{row['share_of_gain']:.0%}"]
     columns = ["box_acc_0.3", "box_acc_0.5", "box_acc_0.7"]
     assert cells[4:7] == [f"{row[column]:.2f}" for column in columns]
+
+
+@pytest.mark.parametrize(
+    "what", ["localisation + classifier over classifier", "training step over baseline, given teacher map"]
+)
+def test_efficiency_is_the_reference_runs(what):
+    table = pd.read_csv(REFERENCE.parent / "paper-efficiency" / "efficiency.csv")
+    row = table[table["device"] != "GPU"].set_index("what").loc[what]
+    (cells,) = table_rows(what)
+    assert cells[3].startswith(f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
