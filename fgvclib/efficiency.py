@@ -138,14 +138,13 @@ def inference_sides(config: Config) -> dict[str, Callable[[], object]]:
 
 
 def localisation_sides(config: Config) -> dict[str, Callable[[], object]]:
-    """The classifier, the whole system, and the parts of what localisation adds at test time."""
+    """The classifier, and the parts of what localisation adds at test time."""
     model, images = sized_model(config), noise(config)
     model.eval()
     attention, theta = model.localisation(images)
     attention, theta = attention.detach(), theta.detach()
     return {
         "classifier": inference(model.classifier, noise(config, config.crop_size)),
-        "ours": inference(model, images),
         "AttNet": inference(model.attnet, images),
         "AffNet": inference(model.affnet, attention),
         "crop": inference(_Crop(theta, config.crop_size), images),
