@@ -39,7 +39,7 @@ test: .venv/.installed ## Check style and run the test suite
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean: ## Remove caches (never data, results or .venv)
-	find fgvclib notebooks tests -depth -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+	find fgvclib synthbirds notebooks tests -depth -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 	rm -rf .pytest_cache .ruff_cache
 
 # The stamp comes last: .installing, which holds the process id of its make, marks an install as unfinished until it is

@@ -19,9 +19,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from fgvclib.config import DATASETS, PROFILES, Config, load_config
-from fgvclib.data import PhotoDataset
-from fgvclib.datasets import load_splits
-from fgvclib.datasets import pixels as photo_files
+from fgvclib.data import pixels as photo_files
+from fgvclib.data.loaders import PhotoDataset
+from fgvclib.data.splits import load_splits
 
 THEIRS = "torchvision ImageFolder"
 

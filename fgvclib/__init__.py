@@ -5,26 +5,34 @@ The names below are imported on first use, so that `fgvc --help` need not wait f
 
 from importlib import import_module
 
+from fgvclib._moved import keep_old_names
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attnet": ["AttNet"],
-    "affnet": ["AffNet", "AttentionPreprocessor"],
-    "contenders": ["FFNN", "ResNet50", "ResNetS", "SoftHull"],
-    "geometry": ["attention_to_box", "box_iou", "box_to_theta", "crop", "theta_to_box"],
-    "classifier": ["Classifier", "GlobalKMaxPool2d"],
-    "losses": ["EmbeddingLoss", "EndToEndLoss", "scale_gradient"],
-    "model": ["EndToEndModel", "build_model"],
-    "teacher": ["Teacher"],
+    "model.attnet": ["AttNet"],
+    "model.affnet": ["AffNet", "AttentionPreprocessor"],
+    "study.contenders": ["FFNN", "ResNet50", "ResNetS", "SoftHull"],
+    "model.geometry": ["attention_to_box", "box_iou", "box_to_theta", "crop", "theta_to_box"],
+    "model.classifier": ["Classifier", "GlobalKMaxPool2d"],
+    "model.losses": ["EmbeddingLoss", "EndToEndLoss"],
+    "model.gradients": ["scale_gradient"],
+    "model.system": ["EndToEndModel", "build_model"],
+    "model.teacher": ["Teacher"],
     "config": ["Config", "load_config"],
-    "experiment": ["Experiment"],
+    "study.experiment": ["Experiment"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME)
 
 
+keep_old_names()
+
+
 def __getattr__(name: str):
+    if name == "synthbirds":  # a package of its own since 0.2
+        return import_module("synthbirds")
     if name not in _HOME:
         raise AttributeError(f"module 'fgvclib' has no name {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f"fgvclib.{_HOME[name]}"), name)

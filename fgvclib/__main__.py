@@ -2,6 +2,6 @@
 
 import sys
 
-from fgvclib.cli import main
+from fgvclib.tools.cli import main
 
 sys.exit(main())

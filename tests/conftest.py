@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from fgvclib import synthbirds
+import synthbirds
 from fgvclib.config import load_config
 
 # Two files are tested at a time: the kernels and commands that tests start share the cores, too.
@@ -55,7 +55,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def data_folder(tiny, tmp_path_factory):
     """A data root (FGVC_DATA) in which the data set of `tiny` is drawn."""
-    from fgvclib.data import prepare_dataset  # late: brings torch, which some test files do without
+    from fgvclib.data.splits import prepare_dataset  # late: brings torch, which some test files do without
 
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def data_folder(tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def splits(tiny, data_folder):
     """12 training, 3 validation and 9 test photos."""
-    from fgvclib.data import load_splits
+    from fgvclib.data.splits import load_splits
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FGVC_DATA", str(data_folder))
@@ -82,5 +82,5 @@ def processes():
     A fork of the test process itself can not train: autograd refuses where its parent has used it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fgvclib.runs"])
+    context.set_forkserver_preload(["fgvclib.training.runs"])
     return context

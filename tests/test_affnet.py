@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fgvclib.affnet import AUTHORS_SHARPNESS, DEFAULT_SHARPNESS, AffNet, AttentionPreprocessor
-from fgvclib.contenders import FFNN, ResNetS, SoftHull
-from fgvclib.geometry import attention_to_box, box_iou, theta_to_box
-from fgvclib.paper import paper_table
-from fgvclib.table1 import CONTENDERS
+from fgvclib.model.affnet import AUTHORS_SHARPNESS, DEFAULT_SHARPNESS, AffNet, AttentionPreprocessor
+from fgvclib.model.geometry import attention_to_box, box_iou, theta_to_box
+from fgvclib.study.contenders import FFNN, ResNetS, SoftHull
+from fgvclib.study.paper import paper_table
+from fgvclib.study.table1 import CONTENDERS
 
 TABLE1 = paper_table(1)
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fgvclib.attnet import AttNet, resize
-from fgvclib.backbones import OFFLINE, create_backbone
+from fgvclib.model.attnet import AttNet
+from fgvclib.model.backbones import OFFLINE, create_backbone
+from fgvclib.model.geometry import resize
 
 
 @pytest.fixture(scope="module")

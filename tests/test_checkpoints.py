@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgvclib import checkpoints
-from fgvclib.checkpoints import NotSaved, load_checkpoint, previous_path, save_checkpoint
+from fgvclib.training import checkpoints
+from fgvclib.training.checkpoints import NotSaved, load_checkpoint, previous_path, save_checkpoint
 
 FOREIGN = "belongs to another configuration or seed"
 IDENTITY = {"config": {"epochs": 3}, "seed": 0}

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from fgvclib.aggregate import aggregate
-from fgvclib.cli import main
 from fgvclib.config import PROJECT, load_config
-from fgvclib.table2 import ROWS
+from fgvclib.study.aggregate import aggregate
+from fgvclib.study.table2 import ROWS
+from fgvclib.tools.cli import main
 
 SNAKEFILE = PROJECT / "cluster" / "Snakefile"
 SETTINGS = yaml.safe_load((PROJECT / "cluster" / "config.yaml").read_text(encoding="utf-8"))

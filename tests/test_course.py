@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fgvclib import checks, course
-from fgvclib.affnet import AffNet
-from fgvclib.cli import main
 from fgvclib.config import PROJECT
+from fgvclib.model.affnet import AffNet
+from fgvclib.tools import checks, course
+from fgvclib.tools.cli import main
 
 INSTRUCTOR = sorted(course.INSTRUCTOR.glob("*.ipynb"))
 EXERCISES = {"E1_map_to_box": [1, 2, 3, 4], "E2_gradients": [5, 6, 7], "E3_failures_and_teachers": [8, 9, 10]}

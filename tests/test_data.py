@@ -11,20 +11,14 @@ import torch
 from PIL import Image
 
 from fgvclib.config import load_config
-from fgvclib.data import (
-    BOX,
-    EpochSampler,
-    Lighting,
-    PhotoDataset,
-    dataset_checksum,
-    evaluation_loader,
-    load_pixels,
-    load_splits,
-    training_loader,
-)
-from fgvclib.datasets import cub200, read_dataset
-from fgvclib.datasets import pixels as photo_files
-from fgvclib.training import train
+from fgvclib.data import cub200
+from fgvclib.data import pixels as photo_files
+from fgvclib.data.augment import Lighting
+from fgvclib.data.index import BOX
+from fgvclib.data.loaders import EpochSampler, PhotoDataset, evaluation_loader, training_loader
+from fgvclib.data.pixels import load_pixels
+from fgvclib.data.splits import dataset_checksum, load_splits, read_dataset
+from fgvclib.training.loop import train
 
 NAMES = ["001.Auk", "002.Booby", "003.Coot"]
 TRAIN, TEST = 5, 2  # photos per class

@@ -15,27 +15,17 @@ from PIL import Image
 from tiny_datasets import HEIGHT, LAYOUTS, NAMES, TEST, TRAIN, WIDTH, box, entries, jpeg
 from torchvision.transforms import v2
 
-from fgvclib.cli import main
 from fgvclib.config import DATASETS, load_config
-from fgvclib.data import PhotoDataset
-from fgvclib.datasets import (
-    BOX,
-    SOURCES,
-    aircraft,
-    cars,
-    dataset_checksum,
-    download,
-    folder,
-    load_splits,
-    read_dataset,
-    verify_dataset,
-)
-from fgvclib.datasets import pixels as photo_files
-from fgvclib.datasets.boxed import BoxedPhotos
-from fgvclib.datasets.pixels import load_pixels, photo_size, read_photo
-from fgvclib.datasets.tables import COLUMNS
-from fgvclib.files import move_into_place
-from fgvclib.training import train
+from fgvclib.data import aircraft, cars, download, folder
+from fgvclib.data import pixels as photo_files
+from fgvclib.data.boxed import BoxedPhotos
+from fgvclib.data.index import BOX, COLUMNS
+from fgvclib.data.loaders import PhotoDataset
+from fgvclib.data.pixels import load_pixels, photo_size, read_photo
+from fgvclib.data.splits import SOURCES, dataset_checksum, load_splits, read_dataset, verify_dataset
+from fgvclib.tools.cli import main
+from fgvclib.training.loop import train
+from fgvclib.utils.files import move_into_place
 
 COUNT = len(NAMES) * (TRAIN + TEST)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import tiny_datasets as tiny_copies
 
-from fgvclib.cli import main
 from fgvclib.config import load_config
-from fgvclib.datasets import aircraft, cub200, download, verify_dataset
-from fgvclib.datasets.download import NotObtained, obtain
+from fgvclib.data import aircraft, cub200, download
+from fgvclib.data.download import NotObtained, obtain
+from fgvclib.data.splits import verify_dataset
+from fgvclib.tools.cli import main
 
 CONTENT = bytes(range(256)) * 4000  # about a MB: more than sockets hold back
 

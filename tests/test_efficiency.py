@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from fgvclib import efficiency
-from fgvclib.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.config import load_config
-from fgvclib.device import device_name
-from fgvclib.geometry import box_to_theta, crop
-from fgvclib.model import build_model
-from fgvclib.training import NonFiniteLoss, check_finite
+from fgvclib.model.geometry import box_to_theta, crop
+from fgvclib.model.system import build_model
+from fgvclib.study import efficiency
+from fgvclib.study.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
+from fgvclib.training.loop import NonFiniteLoss, check_finite
+from fgvclib.utils.device import device_name
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fgvclib.evaluation import count_parameters, localisation_scores, predict, summarise, trivial_localisers
-from fgvclib.geometry import box_to_theta
+from fgvclib.model.geometry import box_to_theta
+from fgvclib.training.evaluation import count_parameters, localisation_scores, predict, summarise, trivial_localisers
 
 TRUE = [[0.0, 0.0, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6], [0.1, 0.1, 0.9, 0.9], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
 CROPS = [[0.0, 0.0, 0.5, 0.5], [0.4, 0.2, 0.8, 0.6], [0.3, 0.3, 0.7, 0.7], [0.0, 0.0, 0.5, 0.5], [-0.5, 0.0, 0.5, 1.0]]

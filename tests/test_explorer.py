@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fgvclib import canvas
-from fgvclib.canvas import Panel, attention_picture, bars_picture, compose, mask_picture
-from fgvclib.data import BOX
-from fgvclib.explorer import ATTNET, TEACHER, Explorer, ExplorerPanel, answer, read_upload
-from fgvclib.geometry import theta_to_box
-from fgvclib.model import build_model
-from fgvclib.plots import BOX_STYLES, photo_batch
-from fgvclib.progress import HEADLESS
-from fgvclib.table2 import ROWS
+from fgvclib.apps import canvas
+from fgvclib.apps.canvas import Panel, attention_picture, bars_picture, compose, mask_picture
+from fgvclib.apps.explorer import ATTNET, TEACHER, Explorer, ExplorerPanel, answer, read_upload
+from fgvclib.data.index import BOX
+from fgvclib.figures import BOX_STYLES, photo_batch
+from fgvclib.model.geometry import theta_to_box
+from fgvclib.model.system import build_model
+from fgvclib.study.table2 import ROWS
+from fgvclib.utils.progress import HEADLESS
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fgvclib.checkpoints import save_checkpoint
-from fgvclib.cli import main
+from fgvclib.apps.export import INPUT, OUTPUTS, export_onnx
 from fgvclib.config import training_values
-from fgvclib.export import INPUT, OUTPUTS, export_onnx
-from fgvclib.model import build_model
-from fgvclib.table2 import ROWS
+from fgvclib.model.system import build_model
+from fgvclib.study.table2 import ROWS
+from fgvclib.tools.cli import main
+from fgvclib.training.checkpoints import save_checkpoint
 
 
 @pytest.fixture(scope="module")

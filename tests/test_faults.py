@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fgvclib.runs import train_or_load
+from fgvclib.training.runs import train_or_load
 
 SEED = 3
 FAULTS = ("rename", "moment", "half a checkpoint", "rename", "truncated", "moment", "rename", "moment")

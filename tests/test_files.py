@@ -2,7 +2,7 @@
 
 import pytest
 
-from fgvclib.files import atomic_path, move_into_place
+from fgvclib.utils.files import atomic_path, move_into_place
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

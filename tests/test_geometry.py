@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fgvclib.geometry import (
+from fgvclib.model.geometry import (
     attention_to_box,
     box_area,
     box_iou,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fgvclib.gradients import gradient_parts, norms, total_gradient
-from fgvclib.model import build_model
-from fgvclib.training import build_loss
+from fgvclib.model.system import build_model
+from fgvclib.study.gradient_parts import gradient_parts, norms, total_gradient
+from fgvclib.training.loop import build_loss
 
 LABELS = torch.tensor([0, 2])
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fgvclib.checkpoints import save_checkpoint
-from fgvclib.cli import main
+from fgvclib.apps.predict import Recogniser, Recognition, draw, readable, save_drawing
 from fgvclib.config import training_values
-from fgvclib.data import PhotoDataset, to_input
-from fgvclib.inference import Recogniser, Recognition, draw, readable, save_drawing
-from fgvclib.model import build_model
-from fgvclib.photos import open_photo
+from fgvclib.data.augment import to_input
+from fgvclib.data.loaders import PhotoDataset
+from fgvclib.data.photos import open_photo
+from fgvclib.model.system import build_model
+from fgvclib.tools.cli import main
+from fgvclib.training.checkpoints import save_checkpoint
 
 CLASSES = ["001.Red_Bird", "002.Blue_Bird", "003.Grün"]
 

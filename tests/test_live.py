@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fgvclib import live, runs
-from fgvclib.checkpoints import read_checkpoint
-from fgvclib.experiment import Experiment
-from fgvclib.live import TrainingStopped, TrainingView
-from fgvclib.progress import HEADLESS
+from fgvclib.apps import live
+from fgvclib.apps.live import TrainingStopped, TrainingView
+from fgvclib.study.experiment import Experiment
+from fgvclib.training import runs
+from fgvclib.training.checkpoints import read_checkpoint
+from fgvclib.utils.progress import HEADLESS
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from fgvclib.localisation import SCORES, localisation_table
-from fgvclib.paper import published_localisation
+from fgvclib.study.localisation import SCORES, localisation_table
+from fgvclib.study.paper import published_localisation
 
 # Two photos; the boxes' IoUs with the whole image are their areas, 0.36 and 0.49; with the centre box 0.36/0.49 and 1.
 TEST = pd.DataFrame([[0.2, 0.2, 0.8, 0.8], [0.15, 0.15, 0.85, 0.85]], columns=["x1", "y1", "x2", "y2"])

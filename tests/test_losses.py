@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fgvclib.classifier import GlobalKMaxPool2d
-from fgvclib.losses import EmbeddingLoss, EndToEndLoss, clip_gradient, scale_gradient
+from fgvclib.model.classifier import GlobalKMaxPool2d
+from fgvclib.model.gradients import clip_gradient, scale_gradient
+from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
 
 CLASSES, DIM = 7, 5
 BATCHES = {

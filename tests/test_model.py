@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from fgvclib.backbones import create_backbone
-from fgvclib.geometry import crop
-from fgvclib.losses import EmbeddingLoss, EndToEndLoss
-from fgvclib.model import ModelOutput, build_model
-from fgvclib.paper import paper_table
-from fgvclib.teacher import Teacher
-from fgvclib.training import train
+from fgvclib.model.backbones import create_backbone
+from fgvclib.model.geometry import crop
+from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
+from fgvclib.model.system import ModelOutput, build_model
+from fgvclib.model.teacher import Teacher
+from fgvclib.study.paper import paper_table
+from fgvclib.training.loop import train
 
 TABLE2 = paper_table(2).to_dict("records")
 IDENTITY = torch.tensor([1.0, 1.0, 0.0, 0.0])

@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from fgvclib.paper import paper_table
-from fgvclib.runner import list_notebooks, run_all
-from fgvclib.table2 import ROWS
+from fgvclib.study.paper import paper_table
+from fgvclib.study.table2 import ROWS
+from fgvclib.tools.runner import list_notebooks, run_all
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from fgvclib import training
-from fgvclib.affnet import AffNet
-from fgvclib.data import Splits, training_loader
-from fgvclib.evaluation import localisation_scores
-from fgvclib.geometry import attention_to_box, box_iou, crop, min_max_normalise, theta_to_box
-from fgvclib.losses import EmbeddingLoss, normalise
-from fgvclib.model import build_model
-from fgvclib.training import NonFiniteLoss, build_loss, build_optimiser, train, train_one_epoch
+from fgvclib.data.loaders import training_loader
+from fgvclib.data.splits import Splits
+from fgvclib.model.affnet import AffNet
+from fgvclib.model.geometry import attention_to_box, box_iou, crop, min_max_normalise, theta_to_box
+from fgvclib.model.losses import EmbeddingLoss, normalise
+from fgvclib.model.system import build_model
+from fgvclib.training import loop
+from fgvclib.training.evaluation import localisation_scores
+from fgvclib.training.loop import NonFiniteLoss, build_loss, build_optimiser, train, train_one_epoch
 
 CLASSES = 3
 
@@ -124,13 +125,13 @@ def test_batches_of_one_are_refused_with_a_sentence(tiny, splits, tmp_path):
 
 def test_last_batch_of_one_is_left_out(tiny, splits, tmp_path, monkeypatch):
     config = replace(tiny, batch_size=11, epochs=1)  # 12 photos
-    sizes, real = [], training.EndToEndLoss.forward
+    sizes, real = [], loop.EndToEndLoss.forward
 
     def recorded(self, output, labels, teacher_map=None):
         sizes.append(len(labels))
         return real(self, output, labels, teacher_map)
 
-    monkeypatch.setattr(training.EndToEndLoss, "forward", recorded)
+    monkeypatch.setattr(loop.EndToEndLoss, "forward", recorded)
     (record,) = train(config, splits, 0, tmp_path / "checkpoint.pt")
     assert sizes == [11] and record["train_total"] > 0
     assert [len(b["label"]) for b in training_loader(splits.train, config, 0)[0]] == [11]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fgvclib import training
-from fgvclib.losses import EmbeddingLoss
-from fgvclib.runs import train_or_load
+from fgvclib.model.losses import EmbeddingLoss
+from fgvclib.training import loop
+from fgvclib.training.runs import train_or_load
 
 
 def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> None:
@@ -30,7 +30,7 @@ def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> 
     # Statistics over half a batch are not those of the whole one; torch synchronises them on GPUs alone.
     _BatchNorm.train = lambda self, mode=True: torch.nn.Module.train(self, False)
     report = {"seen": [], "centres": [], "written": [], "said": []}
-    real_batches, real_replace, real_loss = training.progress, os.replace, EmbeddingLoss.forward
+    real_batches, real_replace, real_loss = loop.progress, os.replace, EmbeddingLoss.forward
 
     def batches(loader, description):
         for batch in real_batches(loader, description):
@@ -47,7 +47,7 @@ def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> 
         report["centres"].append(self.centres.clone())
         return value
 
-    training.progress, os.replace, EmbeddingLoss.forward = batches, renamed, embedding_loss
+    loop.progress, os.replace, EmbeddingLoss.forward = batches, renamed, embedding_loss
     run = train_or_load(config, splits, 0, folder / "run", report["said"].append)
     os.replace = real_replace
     report |= {"history": run.history.to_dict("records"), "metrics": run.metrics}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fgvclib import photos
-from fgvclib.photos import open_photo
+from fgvclib.data import photos
+from fgvclib.data.photos import open_photo
 
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (99, 99, 99)
 # The upright photo, 3 wide and 2 high, and how its pixels are stored for each EXIF orientation (EXIF 2.3, table 6:

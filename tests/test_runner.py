@@ -16,10 +16,11 @@ import pandas
 import psutil
 import pytest
 
-from fgvclib import config, manifest, runner
-from fgvclib.cli import main
+from fgvclib import config
 from fgvclib.config import load_config, results_folder
-from fgvclib.files import read_json
+from fgvclib.tools import manifest, runner
+from fgvclib.tools.cli import main
+from fgvclib.utils.files import read_json
 
 PARAMETERS = 'profile = "cpu"\ndataset = "synthbirds"\nseeds = [0]\noverrides = {}\nrows = []'
 FOLDER = """from fgvclib.config import load_config, results_folder
@@ -30,9 +31,9 @@ SMOKE = ("smoke", "synthbirds", [0])
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
     """An empty notebooks folder; results go to tmp_path/results, and the data set is a stand-in."""
-    data = types.ModuleType("fgvclib.data")
+    data = types.ModuleType("fgvclib.data.splits")
     data.dataset_checksum = lambda config: "checksum of the birds"
-    monkeypatch.setitem(sys.modules, "fgvclib.data", data)
+    monkeypatch.setitem(sys.modules, "fgvclib.data.splits", data)
     monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("FGVC_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path / "notebooks")
@@ -241,7 +242,7 @@ def test_results_from_other_data_are_refused(notebooks):
     write(notebooks, "03_tiny", "1")
     smoke = load_config("smoke")
     manifest.forget(results_folder(smoke), smoke, [])
-    sys.modules["fgvclib.data"].dataset_checksum = lambda config: "other birds"
+    sys.modules["fgvclib.data.splits"].dataset_checksum = lambda config: "other birds"
     with pytest.raises(ValueError, match="checksum of the birds there, other birds now"):
         runner.run_notebook("03", *SMOKE)
     assert not (results_folder(smoke) / "notebooks").exists()
@@ -251,10 +252,10 @@ def test_absent_data_are_recorded_as_absent(notebooks):
     def absent(config):
         raise FileNotFoundError
 
-    checksum = sys.modules["fgvclib.data"].dataset_checksum
+    checksum = sys.modules["fgvclib.data.splits"].dataset_checksum
     smoke = load_config("smoke")
     for present, recorded in ((absent, None), (checksum, "checksum of the birds"), (absent, "checksum of the birds")):
-        sys.modules["fgvclib.data"].dataset_checksum = present
+        sys.modules["fgvclib.data.splits"].dataset_checksum = present
         manifest.forget(results_folder(smoke), smoke, [])
         assert manifest.read_manifest(results_folder(smoke))["dataset_checksum"] == recorded
 
@@ -359,8 +360,9 @@ def running(notebooks, tmp_path):
     )
     write(notebooks, "03_tiny", cell)
     code = (
-        "import sys, types\ndata = types.ModuleType('fgvclib.data')\ndata.dataset_checksum = lambda config: '0'\n"
-        "sys.modules['fgvclib.data'] = data\nfrom fgvclib import cli, manifest\n"
+        "import sys, types\ndata = types.ModuleType('fgvclib.data.splits')\n"
+        "data.dataset_checksum = lambda config: '0'\n"
+        "sys.modules['fgvclib.data.splits'] = data\nfrom fgvclib.tools import cli, manifest\n"
         "manifest.hardware = dict  # saves the import of torch\nsys.exit(cli.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", str(notebooks / "03_tiny.ipynb"), "--profile", "smoke"]
@@ -466,7 +468,7 @@ def test_data_set_that_can_not_be_had_does_not_stop_the_grid_of_another(notebook
             raise ConnectionError("cub200 could not be brought there")
         return "checksum of the birds"
 
-    sys.modules["fgvclib.data"].dataset_checksum = checksum
+    sys.modules["fgvclib.data.splits"].dataset_checksum = checksum
     assert main(["grid", "--datasets", "cub200,synthbirds", "--rows", "a", "--profile", "smoke", "--no-gather"]) == 1
     assert "cub200: cub200 could not be brought there" in capfd.readouterr().out
     assert counted() == ["trained"]
@@ -531,9 +533,9 @@ def test_list_and_data(notebooks, capsys, monkeypatch):
         "03_tiny  About 03_tiny",
         '    profile = "cpu", dataset = "synthbirds", seeds = [0], overrides = {}, rows = []',
     ]
-    datasets = types.ModuleType("fgvclib.datasets")
+    datasets = types.ModuleType("fgvclib.data.splits")
     datasets.verify_dataset = lambda config: f"{config.dataset} {config.num_classes}"
-    monkeypatch.setitem(sys.modules, "fgvclib.datasets", datasets)
+    monkeypatch.setitem(sys.modules, "fgvclib.data.splits", datasets)
     assert main(["data", "synthbirds", "--profile", "smoke", "--set", "num_classes=3"]) == 0
     assert capsys.readouterr().out == "synthbirds 3\n"
 
@@ -544,7 +546,7 @@ def test_lab_passes_arguments_on(notebooks, capfd):
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys, fgvclib.cli\nsys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
+    code = "import sys, fgvclib.tools.cli\nsys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=config.PROJECT).returncode == 0
 
 

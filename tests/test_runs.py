@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from fgvclib import runs, training
-from fgvclib.checkpoints import read_checkpoint
-from fgvclib.evaluation import predict, summarise
-from fgvclib.files import locked
-from fgvclib.runs import describe_epoch, train_or_load
-from fgvclib.table2 import table2
+from fgvclib.study.table2 import table2
+from fgvclib.training import loop, runs
+from fgvclib.training.checkpoints import read_checkpoint
+from fgvclib.training.evaluation import predict, summarise
+from fgvclib.training.runs import describe_epoch, train_or_load
+from fgvclib.utils.files import locked
 
 FILES = {"checkpoint.pt", "history.csv", "trajectories.csv", "predictions.csv", "metrics.json"}
 
@@ -32,7 +32,7 @@ def finished(tiny, splits, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "predict", recorded)
-        patch.setattr(training, "predict", recorded)
+        patch.setattr(loop, "predict", recorded)
         run = train_or_load(tiny, splits, 0, tmp_path_factory.mktemp("runs") / "end-to-end", said.append)
     return run, said, looked_at
 
@@ -143,7 +143,7 @@ def test_metrics_are_written_last(tiny, splits, copy, monkeypatch):
         with pytest.raises(RuntimeError, match="out of memory"):
             train_or_load(tiny, splits, 0, copy)
     assert not (copy / "metrics.json").exists()
-    monkeypatch.setattr(training, "train_one_epoch", no_training)
+    monkeypatch.setattr(loop, "train_one_epoch", no_training)
     train_or_load(tiny, splits, 0, copy)
     assert json.loads((copy / "metrics.json").read_text()) == expected
     assert len(pd.read_csv(copy / "history.csv")) == 2  # written anew from the checkpoint
@@ -227,7 +227,7 @@ def test_interrupt_in_the_first_epoch_promises_nothing(tiny, splits, tmp_path, m
 def test_what_a_killed_process_was_writing_is_cleared(tiny, splits, copy, monkeypatch):
     (copy / "metrics.json").unlink()
     (copy / ".checkpoint.pt.12345.tmp").write_bytes(b"half")
-    monkeypatch.setattr(training, "train_one_epoch", no_training)
+    monkeypatch.setattr(loop, "train_one_epoch", no_training)
     train_or_load(tiny, splits, 0, copy)
     assert not list(copy.glob(".*.tmp"))
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgvclib import synthbirds
-from fgvclib.synthbirds import dataset, scene
-from fgvclib.synthbirds.bird import BODY_PLANS
+import synthbirds
+from synthbirds import dataset, scene
+from synthbirds.bird import BODY_PLANS
 
 SMALL = {"num_classes": 3, "train_per_class": 2, "test_per_class": 1, "image_size": 48}
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from fgvclib import teacher_maps as module
-from fgvclib.backbones import create_backbone
 from fgvclib.config import results_root
-from fgvclib.data import CROP, evaluation_loader
-from fgvclib.model import EndToEndModel, build_model
-from fgvclib.teacher import Teacher
-from fgvclib.teacher_maps import teacher_maps
-from fgvclib.training import build_loss, train, train_localisation
+from fgvclib.data import teacher_maps as module
+from fgvclib.data.index import CROP
+from fgvclib.data.loaders import evaluation_loader
+from fgvclib.data.teacher_maps import teacher_maps
+from fgvclib.model.backbones import create_backbone
+from fgvclib.model.system import EndToEndModel, build_model
+from fgvclib.model.teacher import Teacher
+from fgvclib.training.loop import build_loss, train, train_localisation
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from fgvclib import training
-from fgvclib.checkpoints import read_checkpoint
-from fgvclib.cli import main
-from fgvclib.experiment import Experiment
-from fgvclib.model import build_model
-from fgvclib.training import NonFiniteLoss, build_optimiser, check_finite, train, watched_boxes
+from fgvclib.model.system import build_model
+from fgvclib.study.experiment import Experiment
+from fgvclib.tools.cli import main
+from fgvclib.training import loop
+from fgvclib.training.checkpoints import read_checkpoint
+from fgvclib.training.loop import NonFiniteLoss, build_optimiser, check_finite, train, watched_boxes
 
 
 def finished(config, splits, seed, path) -> tuple[list[dict], dict]:
@@ -61,7 +61,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny, splits, tmp_
 def test_finished_run_yields_its_records_again_without_training(tiny, splits, tmp_path, uninterrupted, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     torch.save(uninterrupted[1], path)
-    monkeypatch.setattr(training, "train_one_epoch", None)
+    monkeypatch.setattr(loop, "train_one_epoch", None)
     assert_same(finished(tiny, splits, 0, path)[0], uninterrupted[0])
 
 
@@ -83,7 +83,7 @@ def test_every_epoch_sees_other_pictures_of_the_photos_in_another_order(tiny, sp
         seen.append(dict(pairs))
         return {}
 
-    monkeypatch.setattr(training, "train_one_epoch", record)
+    monkeypatch.setattr(loop, "train_one_epoch", record)
     config = replace(tiny, backbone="resnet10t", attnet_backbone="resnet10t")
     list(train(config, splits, 0, tmp_path / "checkpoint.pt", pretrained=False))
     first, second = seen
@@ -109,7 +109,7 @@ def test_record_holds_every_term_and_score(uninterrupted):
 
 def poison(monkeypatch, term: str, from_epoch: int, value: float):
     """Let a loss term become `value` from an epoch on."""
-    real, calls = training.EndToEndLoss.forward, []
+    real, calls = loop.EndToEndLoss.forward, []
 
     def forward(self, *args):
         calls.append(None)
@@ -119,7 +119,7 @@ def poison(monkeypatch, term: str, from_epoch: int, value: float):
             terms["total"] = terms["total"] * value
         return terms
 
-    monkeypatch.setattr(training.EndToEndLoss, "forward", forward)
+    monkeypatch.setattr(loop.EndToEndLoss, "forward", forward)
 
 
 @pytest.mark.parametrize("term", ["cross_entropy", "attention"])
@@ -183,11 +183,11 @@ def test_checkpoint_of_another_configuration_or_seed_is_refused(tiny, splits, tm
 )
 def test_learning_rate_drops_to_a_tenth_after_equal_parts(tiny, splits, tmp_path, monkeypatch, epochs, drops, last):
     """After 30 and 60 of 90 epochs, as in the paper."""
-    monkeypatch.setattr(training, "train_one_epoch", lambda *args: {})
-    monkeypatch.setattr(training, "predict", lambda *args, **options: None)
-    monkeypatch.setattr(training, "summarise", lambda *args: {})
-    monkeypatch.setattr(training, "watched_boxes", lambda *args: [])
-    monkeypatch.setattr(training, "save_checkpoint", lambda *args: None)
+    monkeypatch.setattr(loop, "train_one_epoch", lambda *args: {})
+    monkeypatch.setattr(loop, "predict", lambda *args, **options: None)
+    monkeypatch.setattr(loop, "summarise", lambda *args: {})
+    monkeypatch.setattr(loop, "watched_boxes", lambda *args: [])
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *args: None)
     config = replace(tiny, backbone="resnet10t", attnet_backbone="resnet10t", epochs=epochs, lr_drops=drops)
     records = list(train(config, splits, 0, tmp_path / "checkpoint.pt", pretrained=False))
     assert len(records) == epochs

@@ -1,4 +1,4 @@
-"""Tiny copies of every layout that `fgvclib.datasets` reads: 3 classes, each with 4 training and 2 test photos."""
+"""Tiny copies of every layout that `fgvclib.data.splits` reads: 3 classes, each with 4 training and 2 test photos."""
 
 import csv
 import io

@@ -1,0 +1,1 @@
+"""What people use by hand: explorer, live training, prediction, export."""

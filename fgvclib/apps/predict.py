@@ -1,0 +1,152 @@
+"""A trained system on photos of one's own: which class, how sure, and where. The command `fgvc predict`.
+
+A run's checkpoint is all that it needs: it holds the configuration, the class names and the weights.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from fgvclib.apps.canvas import dejavu
+from fgvclib.config import Config
+from fgvclib.data.augment import to_input
+from fgvclib.data.photos import open_photo
+from fgvclib.figures import BOX_STYLES
+from fgvclib.model.geometry import theta_to_box
+from fgvclib.model.system import build_model
+from fgvclib.training.checkpoints import read_checkpoint
+from fgvclib.utils.files import atomic_path
+from fgvclib.utils.progress import progress
+
+DRAWING_SIDE = 2048  # a drawing's longer side at most, in pixels: to look at, not to print
+MARK = ("Software", "fgvc predict")  # PNG text that tells a drawing, which may be replaced, from a photo
+
+
+class Recognition(NamedTuple):
+    """What the system says about a photo."""
+
+    class_name: str
+    probability: float
+    box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the upright photo; x2 and y2 are edges, like a width
+
+
+class Recogniser:
+    """The system in a checkpoint, for one photo at a time. Raises ValueError for a file that is no such checkpoint."""
+
+    def __init__(self, checkpoint: Path | str):
+        state = _read(Path(checkpoint))
+        self.class_names = state["class_names"]
+        self.epochs_done = len(state["history"])
+        try:
+            self.config = Config(**state["config"])
+            self.model = build_model(self.config, len(self.class_names), pretrained=False).eval()
+            self.model.load_state_dict(state["model"])
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"{checkpoint} does not fit this version of fgvclib; train again.") from error
+
+    @torch.no_grad()
+    def __call__(self, photo: Image.Image) -> Recognition:
+        """An upright RGB photo → class, probability, and theta's box, clipped to the photo (without `crop_margin`)."""
+        output = self.model(to_input(photo, self.config).unsqueeze(0))
+        probability, label = output.logits.softmax(dim=1)[0].max(dim=0)
+        width, height = photo.size
+        corners = theta_to_box(output.theta)[0].clamp(0, 1) * torch.tensor([width, height, width, height])
+        return Recognition(self.class_names[label], probability.item(), tuple(corners.round().int().tolist()))
+
+    def remarks(self) -> list[str]:
+        """Sentences that a user of this checkpoint should know."""
+        found = []
+        if self.epochs_done < self.config.epochs:
+            found.append(f"The training is not finished: epoch {self.epochs_done} of {self.config.epochs}.")
+        if not self.model.localise:
+            found.append("This system does not localise: every box is the whole photo.")
+        return found
+
+
+def _read(checkpoint: Path) -> dict:
+    if not checkpoint.is_file():
+        raise ValueError(f"{checkpoint} does not exist or is no file; give the checkpoint.pt in a run's folder.")
+    try:
+        return read_checkpoint(checkpoint)
+    except ValueError as error:
+        raise ValueError(
+            f"{checkpoint} is no checkpoint of this version of fgvclib; give the checkpoint.pt in a run's folder."
+        ) from error
+
+
+def recognise_files(
+    recogniser: Recogniser, paths: Iterable[Path], output: Path | None = None
+) -> tuple[list[dict], list[str]]:
+    """Recognise and draw photos → one row of a table for each that could be read, and a sentence for each failure.
+
+    A row has photo, class, probability, the box x1 … y2 in pixels, the photo's width and height, and where it was drawn
+    (None where that failed). The drawing of `bird.jpg` is `bird.jpg.box.png`, beside it or in the folder `output`.
+    """
+    rows, failures, drawn = [], [], {}
+    for path in progress(list(paths), "photos"):
+        try:
+            photo = open_photo(path)
+        except OSError as error:
+            failures.append(str(error))
+            continue
+        found = recogniser(photo)
+        drawing = (output or path.parent) / f"{path.name}.box.png"
+        try:
+            if drawn.setdefault(drawing, path.resolve()) != path.resolve():
+                raise FileExistsError("another photo of the same name was drawn there")
+            save_drawing(draw(photo, found), drawing)
+        except OSError as error:
+            failures.append(f"{drawing} can not be written ({error.strerror or error}); choose another --output.")
+            drawing = None
+        corners = dict(zip(("x1", "y1", "x2", "y2"), found.box, strict=True))
+        size = {"width": photo.width, "height": photo.height}
+        row = {"photo": str(path), "class": found.class_name, "probability": found.probability, **corners, **size}
+        rows.append(row | {"drawing": drawing and str(drawing)})
+    return rows, failures
+
+
+def draw(photo: Image.Image, found: Recognition) -> Image.Image:
+    """The photo with the box and what it is said to be, its longer side at most `DRAWING_SIDE` pixels."""
+    shrink = min(1, DRAWING_SIDE / max(photo.size))
+    picture = photo.resize([max(1, round(side * shrink)) for side in photo.size]) if shrink < 1 else photo.copy()
+    x1, y1, x2, y2 = (corner * shrink for corner in found.box)
+    pen, line = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 250))
+    colour = BOX_STYLES["predicted"]["edgecolor"]
+    for outline, width in (("white", 2 * line), (colour, line)):
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=outline, width=width)
+    font = dejavu(max(10, round(max(picture.size) / 40)))
+    text = f" {readable(found.class_name)}  {found.probability:.0%} "
+    left, top, right, bottom = pen.textbbox((0, 0), text, font)
+    x, y = max(0, min(x1, picture.width - right)), max(0, y1 - bottom - line)
+    pen.rectangle((x, y, x + right, y + bottom + line), fill=colour)
+    pen.text((x, y), text, "white", font)
+    return picture
+
+
+def readable(class_name: str) -> str:
+    """A class name without the number of CUB-200-2011 and with blanks: `014.Indigo_Bunting` → `Indigo Bunting`."""
+    return re.sub(r"^\d+\.", "", class_name).replace("_", " ")
+
+
+def save_drawing(picture: Image.Image, path: Path) -> None:
+    """Write a PNG that replaces an earlier drawing, but no other file. Raises OSError."""
+    if path.exists() and not _is_drawing(path):
+        raise FileExistsError("a file of that name is there that is no drawing of this command")
+    mark = PngInfo()
+    mark.add_text(*MARK)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "PNG", pnginfo=mark)
+
+
+def _is_drawing(path: Path) -> bool:
+    key, value = MARK
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(key) == value
+    except OSError:  # not even a picture
+        return False

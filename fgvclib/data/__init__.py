@@ -1,0 +1,1 @@
+"""Data sets, and the batches that a training is fed with."""

@@ -1,0 +1,42 @@
+"""Crops that are fixed before training (ours): what a localisation could bring at most, and what it must beat.
+
+"oracle" crops every photo, of training and of test, to its true box: the upper bound of any localisation, and the one
+place where a training may see true boxes. "centre" crops to the middle, "teacher" to the box of the teacher's map,
+which costs a second network at test time.
+"""
+
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fgvclib.config import Config
+from fgvclib.data.index import BOX, CROP
+from fgvclib.data.splits import Splits
+from fgvclib.model.geometry import attention_to_box, box_to_theta, centre_box, theta_to_box, widen
+from fgvclib.data.teacher_maps import teacher_maps
+
+
+def with_fixed_boxes(splits: Splits, config: Config) -> Splits:
+    """The splits with columns crop_x1 … crop_y2 in [0, 1], the configured box widened by `crop_margin`.
+
+    `PhotoDataset` cuts the photos there. The training table loses its true boxes again.
+    """
+    tables = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    cropped = {name: _with_crop(photos, config) for name, photos in tables.items()}
+    cropped["train"] = cropped["train"].drop(columns=BOX, errors="ignore")
+    return replace(splits, **cropped)
+
+
+def _with_crop(photos: pd.DataFrame, config: Config) -> pd.DataFrame:
+    theta = widen(box_to_theta(_boxes(photos, config)), config.crop_margin)
+    return photos.assign(**dict(zip(CROP, theta_to_box(theta).clamp(0, 1).numpy().T, strict=True)))
+
+
+def _boxes(photos: pd.DataFrame, config: Config) -> Tensor:
+    if config.fixed_box == "oracle":
+        return torch.from_numpy(photos[BOX].to_numpy(dtype="float32"))
+    if config.fixed_box == "teacher":
+        return attention_to_box(teacher_maps(photos, config), config.threshold)
+    return centre_box(len(photos))

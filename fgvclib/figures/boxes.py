@@ -1,0 +1,265 @@
+"""Photos, attention maps, boxes and crops, and the whole system of Figure 1 from photo to answer."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from fgvclib.config import Config
+from fgvclib.data.loaders import PhotoDataset
+from fgvclib.figures.style import (
+    ATTENTION_MAP,
+    BOX_NAMES,
+    BOX_STYLES,
+    SERIES,
+    _finish_image,
+    _label_rows,
+    image_grid,
+    shorten,
+)
+from fgvclib.model.backbones import normalisation
+from fgvclib.model.geometry import box_to_theta, crop
+
+
+def to_picture(images: Tensor, config: Config) -> np.ndarray:
+    """Normalised images (..., 3, H, W) → arrays (..., H, W, 3) in [0, 1] that `imshow` takes."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(config.backbone))
+    return (images.detach().cpu() * std + mean).clamp(0, 1).movedim(-3, -1).numpy()
+
+
+def show_image(ax: Axes, picture: np.ndarray, title: str = "", boxes: Mapping[str, Sequence[float]] | None = None):
+    """A picture (H, W, 3) with boxes xyxy in [0, 1], by kind: "true", "predicted" or "target"."""
+    height, width = picture.shape[:2]
+    ax.imshow(picture, extent=(0, width, height, 0))
+    for kind, box in (boxes or {}).items():
+        draw_box(ax, box, kind, width, height)
+    _finish_image(ax, title)
+
+
+def show_attention(ax: Axes, attention: Tensor, title: str = "", boxes: Mapping[str, Sequence[float]] | None = None):
+    """An attention map (n, n) as cells, with boxes xyxy in [0, 1]; the colour scale spans the map's own range."""
+    values = attention.detach().cpu().squeeze().numpy()
+    height, width = values.shape
+    ax.imshow(values, cmap=ATTENTION_MAP, extent=(0, width, height, 0), interpolation="nearest")
+    for kind, box in (boxes or {}).items():
+        draw_box(ax, box, kind, width, height)
+    _finish_image(ax, title)
+
+
+def draw_box(ax: Axes, box: Sequence[float], kind: str, width: float = 1, height: float = 1) -> None:
+    """A box xyxy in [0, 1] on axes that span `width` x `height`."""
+    x1, y1, x2, y2 = (float(value) for value in box)
+    corner, size = (x1 * width, y1 * height), ((x2 - x1) * width, (y2 - y1) * height)
+    ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=3.5, alpha=0.7, clip_on=False))
+    ax.add_patch(Rectangle(corner, *size, fill=False, linewidth=2, clip_on=False, **BOX_STYLES[kind]))
+
+
+def box_legend(figure: Figure, kinds: Sequence[str], labels: Mapping[str, str] | None = None) -> None:
+    """One legend below the figure for the kinds of boxes it shows."""
+    handles = [Rectangle((0, 0), 1, 1, fill=False, linewidth=2, **BOX_STYLES[kind]) for kind in kinds]
+    names = [(labels or {}).get(kind, f"{kind} box") for kind in kinds]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(kinds))
+
+
+def cut(picture: np.ndarray, box: Sequence[float], size: int) -> np.ndarray:
+    """The part of a picture (H, W, 3) inside a box xyxy in [0, 1], as (size, size, 3): what the classifier sees."""
+    image = torch.from_numpy(picture).movedim(-1, 0).unsqueeze(0).float()
+    theta = box_to_theta(torch.tensor([[float(value) for value in box]]))
+    return crop(image, theta, size)[0].movedim(0, -1).numpy()
+
+
+def system_figure(
+    images: Mapping[str, np.ndarray],
+    maps: Mapping[str, Tensor],
+    box: Sequence[float],
+    probabilities: pd.Series,
+    captions: Mapping[str, str],
+    answer: str | None = None,
+) -> Figure:
+    """Figures 1 and 2 of the paper in one row, from the tensors of one photo.
+
+    images: "image", "small" and "crop", arrays (H, W, 3); maps: "attention" and "mask", (n, n); `probabilities` of the
+    classes by name, of which the five largest are shown and `answer` is marked; `captions` by the names of the panels
+    ("image", "small", "attention", "mask", "box", "crop", "prediction") stand below them.
+    """
+    titles = {
+        "image": "image $X$",
+        "small": "what AttNet sees",
+        "attention": "attention map $A$",
+        "mask": "mask and its maxima",
+        "box": r"box from $\theta$",
+        "crop": "crop",
+        "prediction": "prediction",
+    }
+    side, gap, bottom, height = 1.85, 0.55, 0.75, 3.35
+    width = len(titles) * (side + gap) + 0.45
+    figure = plt.figure(figsize=(width, height))
+    figure.set_layout_engine("none")
+    axes = {}
+    for i, (name, title) in enumerate(titles.items()):
+        left = gap / 2 + i * (side + gap)
+        axes[name] = figure.add_axes((left / width, bottom / height, side / width, side / height))
+        _panel_text(figure, (left + side / 2) / width, title, captions.get(name, ""))
+        if i:
+            middle = (bottom + side / 2) / height
+            _arrow(figure, (left - gap + 0.16) / width, (left - 0.10) / width, middle)
+    for first, last, name, colour in (("small", "attention", "AttNet", 0), ("mask", "box", "AffNet", 1)):
+        _module_frame(figure, axes[first], axes[last], name, SERIES[colour])
+    _module_frame(figure, axes["prediction"], axes["prediction"], "classifier", SERIES[2], right=0.42 / width)
+    show_image(axes["image"], images["image"])
+    show_image(axes["small"], images["small"])
+    show_attention(axes["attention"], maps["attention"])
+    _show_mask_with_maxima(axes["mask"], maps["mask"])
+    show_image(axes["box"], images["image"], boxes={"predicted": box})
+    show_image(axes["crop"], images["crop"])
+    show_probabilities(axes["prediction"], probabilities, answer)
+    return figure
+
+
+def _panel_text(figure: Figure, centre: float, title: str, caption: str) -> None:
+    figure.text(centre, 0.805, title, ha="center", va="bottom", fontsize=10.5)
+    figure.text(centre, 0.195, caption, ha="center", va="top", fontsize=9, color="0.3", linespacing=1.35)
+
+
+def _arrow(figure: Figure, start: float, end: float, height: float) -> None:
+    style = {"arrowstyle": "-|>", "mutation_scale": 16, "linewidth": 2, "color": "0.25"}
+    figure.add_artist(FancyArrowPatch((start, height), (end, height), transform=figure.transFigure, **style))
+
+
+def _module_frame(figure: Figure, first: Axes, last: Axes, name: str, colour: str, right: float = 0.0) -> None:
+    """A tinted frame with a name behind the panels from `first` to `last`."""
+    margin = 0.009
+    left, end = first.get_position().x0 - margin, last.get_position().x1 + margin + right
+    frame = {"boxstyle": "round,pad=0,rounding_size=0.01", "mutation_aspect": 5, "transform": figure.transFigure}
+    figure.add_artist(
+        FancyBboxPatch((left, 0.02), end - left, 0.96, facecolor=colour, alpha=0.10, edgecolor="none", **frame)
+    ).set_zorder(-1)
+    figure.text(left + 0.006, 0.965, name, ha="left", va="top", fontsize=11.5, fontweight="bold", color=colour)
+
+
+def _show_mask_with_maxima(ax: Axes, mask: Tensor) -> None:
+    """Figure 2: the mask (n, n), its column maxima as a strip above and its row maxima as a strip on the right."""
+    values = mask.detach().cpu().squeeze().numpy()
+    ax.set_axis_off()
+    strip, gap = 0.08, 0.03
+    body = 1 - strip - gap
+    parts = (
+        ((0, 0, body, body), values),
+        ((0, body + gap, body, strip), values.max(axis=0, keepdims=True)),
+        ((body + gap, 0, strip, body), values.max(axis=1, keepdims=True)),
+    )
+    for place, part in parts:
+        inner = ax.inset_axes(place)
+        inner.imshow(part, vmin=values.min(), vmax=values.max(), aspect="auto", interpolation="nearest")
+        inner.set_axis_off()
+
+
+def show_probabilities(ax: Axes, probabilities: pd.Series, answer: str | None = None, count: int = 5) -> None:
+    """The most probable classes as bars with their names above; the right `answer` is drawn in another colour."""
+    best = probabilities.nlargest(min(count, len(probabilities)))
+    colours = [BOX_STYLES["true"]["edgecolor"] if name == answer else "0.6" for name in best.index]
+    places = np.arange(len(best))
+    ax.barh(places, best.to_numpy(), height=0.32, color=colours)
+    for place, (name, value) in zip(places, best.items(), strict=True):
+        ax.text(0, place - 0.24, shorten(name, 31), va="bottom", fontsize=8.5)
+        ax.text(value, place, f" {value:.0%}", va="center", fontsize=8.5)
+    ax.set(xlim=(0, 1), ylim=(max(len(best), 4) - 0.6, -0.75))
+    ax.set_axis_off()
+
+
+def compare_views(
+    pictures: Sequence[np.ndarray], boxes: Sequence[Sequence[float]], titles: Sequence[str], view: int
+) -> Figure:
+    """Why localise: photos with their true boxes, the bird in a `view`-pixel whole image, and in a `view`-pixel crop.
+
+    pictures: arrays (H, W, 3) of uint8; boxes xyxy in [0, 1]. Both lower rows show the same region of the photo.
+    """
+    figure, axes = image_grid(3, len(pictures), side=2.6)
+    for column, (picture, box, title) in enumerate(zip(pictures, boxes, titles, strict=True)):
+        height, width = picture.shape[:2]
+        photo, region = Image.fromarray(picture), square_around(box, width, height)
+        share = (region[2] - region[0]) / width
+        small = photo.resize((view, view), Image.Resampling.BILINEAR)
+        scale = np.tile([view / width, view / height], 2)
+        seen = small.resize((400, 400), Image.Resampling.NEAREST, box=tuple(region * scale))
+        crop = photo.resize((view, view), Image.Resampling.BILINEAR, box=tuple(region))
+        show_image(axes[0, column], picture, title, {"true": box})
+        show_image(axes[1, column], np.asarray(seen), f"{share * view:.0f} pixels across")
+        show_image(axes[2, column], np.asarray(crop), f"{view} pixels across")
+    _label_rows(axes, ["photo, true box", f"whole photo at {view} px, enlarged", f"crop at {view} px"])
+    return figure
+
+
+def square_around(box: Sequence[float], width: int, height: int, margin: float = 1.08) -> np.ndarray:
+    """The square region (pixels, xyxy) inside an image that holds a box xyxy in [0, 1] with a small margin."""
+    x1, y1, x2, y2 = np.asarray(box, float) * [width, height, width, height]
+    side = min(margin * max(x2 - x1, y2 - y1), width, height)
+    left = np.clip((x1 + x2 - side) / 2, 0, width - side)
+    top = np.clip((y1 + y2 - side) / 2, 0, height - side)
+    return np.array([left, top, left + side, top + side])
+
+
+def photo_batch(photos: pd.DataFrame, config: Config) -> Tensor:
+    """Photos of a table as a normalised batch (N, 3, S, S), without augmentation."""
+    dataset = PhotoDataset(photos, config)
+    return torch.stack([dataset[index]["image"] for index in range(len(dataset))])
+
+
+def spot_the_difference(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]]) -> Figure:
+    """Rows of aligned pictures (H, W, 3) of uint8; what differs from the first of its row is ringed.
+
+    A picture that differs nearly everywhere shows another pose and gets no ring.
+    """
+    figure, axes = image_grid(len(rows), max(len(row) for row in rows), side=2.3)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for pictures, names, places in zip(rows, titles, axes, strict=True):
+        for picture, name, ax in zip(pictures, names, places, strict=False):
+            show_image(ax, picture, name)
+            difference = np.abs(picture.astype(int) - pictures[0]).max(axis=2) > 40
+            near = gaussian_filter(difference.astype(float), sigma=len(picture) / 40)
+            if 0 < (near > 0.02).mean() < 0.25:
+                ax.contour(near, levels=[0.02], colors=SERIES[3], linewidths=2)
+    return figure
+
+
+def localisation_gallery(
+    pictures: np.ndarray,
+    boxes: Sequence[Mapping[str, Sequence[float]]],
+    rows: Mapping[str, Tensor | np.ndarray],
+    titles: Sequence[str],
+) -> Figure:
+    """One column per photo: the photo with its boxes, then what `rows` holds, labelled on the left.
+
+    pictures (N, H, W, 3) in [0, 1]. A row is either attention maps, a tensor (N, 1, n, n) drawn with the box
+    "target" where its label names M and "predicted" otherwise, or pictures (N, S, S, 3).
+    """
+    figure, axes = image_grid(1 + len(rows), len(pictures), side=1.9)
+    for column, (picture, drawn, title) in enumerate(zip(pictures, boxes, titles, strict=True)):
+        show_image(axes[0, column], picture, title, drawn)
+        for ax, (label, row) in zip(axes[1:, column], rows.items(), strict=True):
+            if isinstance(row, Tensor):
+                kind = "target" if "M" in label else "predicted"
+                show_attention(ax, row[column], boxes={kind: drawn[kind]} if kind in drawn else None)
+            else:
+                show_image(ax, row[column])
+    _label_rows(axes, ["photo", *rows])
+    box_legend(figure, [kind for kind in BOX_STYLES if kind in boxes[0]], BOX_NAMES)
+    return figure
+
+
+def outline_cells(ax: Axes, cells: np.ndarray, **style) -> None:
+    """A line around the True cells (n, n) of a map that `show_attention` has drawn."""
+    padded = np.pad(cells.astype(int), 1)
+    upright = [[(x, y - 1), (x, y)] for y, x in np.argwhere(np.diff(padded, axis=1))]
+    level = [[(x - 1, y), (x, y)] for y, x in np.argwhere(np.diff(padded, axis=0))]
+    ax.add_collection(LineCollection(upright + level, **({"color": "white", "linewidth": 1.2} | style)))

@@ -1,0 +1,179 @@
+"""The tables as figures: Tables 1 to 3, bounds, teachers, efficiency."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fgvclib.figures.style import MARKERS, SERIES
+
+
+def table2_figure(table: pd.DataFrame) -> Figure:
+    """Table 2 at a glance: accuracy of every row with its spread over seeds, and the boxes' quality beside it."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.55 * len(table) + 1.6), sharey=True)
+    places = np.arange(len(table))[::-1]
+    left.errorbar(table["accuracy_mean"], places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=4)
+    left.axvline(table["accuracy_mean"].iloc[0], color="black", linewidth=1, linestyle=":")
+    left.set(yticks=places, yticklabels=table["description"], xlabel="test accuracy [%], dotted: first row")
+    left.set(title="Right is better; bars: standard deviation over seeds", ylim=(-0.6, len(table) - 0.4))
+    right.barh(places + 0.18, table["box_acc_0.5"], 0.34, label="crop", color=SERIES[1])
+    look = {"label": "teacher's own box", "color": SERIES[5], "hatch": "//"}
+    right.barh(places - 0.18, table["teacher_box_acc_0.5"], 0.34, **look)
+    right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Whose boxes fit more often?", xlim=(0, 1))
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return figure
+
+
+def bounds_figure(table: pd.DataFrame) -> Figure:
+    """`bounds.bounds_table` between baseline and oracle: accuracy with its spread, and how often the box was right."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.5 * len(table) + 1.6), sharey=True)
+    places = np.arange(len(table))[::-1]
+    accuracy = table.set_index("row")["accuracy_mean"]
+    left.axvspan(accuracy["Baseline"], accuracy["Oracle crop"], color="#EEEEEE", label="from baseline to perfect box")
+    left.errorbar(accuracy, places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=4, color=SERIES[0])
+    for place, value, share in zip(places, accuracy, table["share_of_gain"], strict=True):
+        if np.isfinite(share):
+            left.annotate(f"{share:.0%}", (value, place), (0, 7), textcoords="offset points", ha="center", size="small")
+    left.set(
+        yticks=places, yticklabels=table["row"], xlabel="test accuracy [%] ± std. over seeds; small: share of the gain"
+    )
+    gain = accuracy["Oracle crop"] - accuracy["Baseline"]
+    left.set(title=f"From baseline to perfect box: {gain:+.1f} points", ylim=(-0.6, len(table) - 0.3))
+    left.legend(loc="lower left", fontsize="small")
+    right.barh(places, table["box_acc_0.5"], 0.5, color=SERIES[1])
+    right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Boxes: longer is better", xlim=(0, 1))
+    return figure
+
+
+def teachers_figure(table: pd.DataFrame, trivial: float) -> Figure:
+    """`teacher_maps.compare_teachers` as lines over tau, and the centre box's score to beat."""
+    figure, ax = plt.subplots(figsize=(6.5, 3.6))
+    for (name, scores), marker in zip(table.iterrows(), cycle(MARKERS)):
+        ax.plot(scores.index, scores, marker=marker, label=name)
+    ax.axhline(trivial, color="black", linewidth=1, linestyle=":", label="centre box 0.7")
+    name, tau = table.stack().idxmax()
+    ax.set(xlabel=r"threshold $\tau$", ylabel="BoxAcc@0.5, validation photos", ylim=(0, 1))
+    ax.set_title(rf"Best: {name} at $\tau$ = {tau:g}, {table.max(axis=None):.2f}; centre box {trivial:.2f}")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", title="layer, mean")
+    return figure
+
+
+def table3_figure(table: pd.DataFrame, dataset: str) -> Figure:
+    """Table 3: the paper's numbers on the three benchmarks (diamonds: its own), and apart what was measured here."""
+    benchmarks = {"cub200_2011": "CUB-200-2011", "stanford_cars": "Stanford Cars", "fgvc_aircraft": "FGVC-Aircraft"}
+    published, measured = table[table["source"] == "paper"], table[table["source"] != "paper"]
+    figure, axes = plt.subplots(1, 4, figsize=(14, 6), width_ratios=[1, 1, 1, 1])
+    for ax, (column, title) in zip(axes, benchmarks.items(), strict=False):
+        rows = published.dropna(subset=[column]).sort_values(column)
+        ours = rows["method"].str.startswith("Ours").to_numpy()
+        names, places = rows["method"].str.replace("Ours", "Paper").to_numpy(), np.arange(len(rows))
+        ax.plot(rows[column], places, "o", color="0.55")
+        ax.plot(rows[column][ours], places[ours], "D", markersize=8, color=SERIES[1])
+        ax.set(yticks=places, yticklabels=names, xlim=(80, 98), xlabel="accuracy [%]")
+        rank = 1 + int((rows[column] > rows[column][ours].max()).sum())
+        ax.set_title(f"{title}, published:\nthe paper is number {rank} of {len(rows)}")
+        ax.tick_params(axis="y", labelsize="small")
+    values, spread = measured[f"measured_{dataset}"], measured[f"measured_{dataset}_std"].fillna(0)
+    names = measured["method"].str.replace(" (", "\n(").str.replace(" without", "\nwithout")
+    axes[3].barh(names[::-1], values[::-1], 0.5, xerr=spread[::-1], color=SERIES[0])
+    axes[3].set_ylim(-1.5, len(measured) + 0.5)  # three rows need not be as thick as the column is high
+    axes[3].tick_params(axis="y", labelsize="small")
+    axes[3].set(title=f"{dataset}, measured here\nrows compare with each other", xlabel="accuracy [%]", xlim=(0, 100))
+    return figure
+
+
+def table1_errors(scores: Mapping[str, pd.DataFrame], levels: Sequence[float] = (0.80, 0.95)) -> Figure:
+    """Rows of Table 1 in full: share of the maps up to an error, and share above an IoU; names with "+ prep." solid."""
+    figure, (errors, overlaps) = plt.subplots(1, 2, figsize=(12.5, 4.4))
+    models = list(dict.fromkeys(name.removesuffix(" + prep.") for name in scores))
+    for name, table in scores.items():
+        plain = name.removesuffix(" + prep.")
+        number = models.index(plain) % len(SERIES)
+        look = {"color": SERIES[number], "linestyle": "--" if name == plain else "-"}
+        look |= {"marker": MARKERS[number], "markersize": 5, "markevery": (0.03 * number, 0.2)}
+        shares = 100 * np.arange(1, len(table) + 1) / len(table)
+        errors.plot(np.sort(table["sl1_error"].clip(lower=1e-7)), shares, label=name, **look)
+        overlaps.plot(np.sort(table["iou"])[::-1], shares, **look)
+    errors.set(title="Share of the maps up to an error: left is better", xlabel="SL1 error of a map", xscale="log")
+    overlaps.set(
+        title="Share of the maps above an IoU: right is better", xlabel="IoU with the target box", xlim=(0.5, 1)
+    )
+    for level in levels:
+        overlaps.axvline(level, color="black", linewidth=1, linestyle=":")
+    for ax in (errors, overlaps):
+        ax.set(ylabel="maps, %", ylim=(0, 101))
+    figure.legend(loc="outside right center", fontsize="small")
+    return figure
+
+
+def sharpness_figure(sweep: pd.DataFrame, authors: float, default: float) -> Figure:
+    """What the sharpness (index, rising) does: iou_gt_0.95, silent, gradient_mean and gradient_median (over maps)."""
+    figure, (hits, gradients) = plt.subplots(1, 2, figsize=(11, 3.9))
+    hits.plot(sweep.index, 100 * sweep["iou_gt_0.95"], marker="o", linestyle="-", label="maps with IoU > 0.95")
+    hits.plot(sweep.index, 100 * sweep["silent"], marker="s", linestyle="--", label="silent maps")
+    first, last = 100 * sweep.iloc[0], 100 * sweep.iloc[-1]
+    good, silent = (f"{first[name]:.0f} → {last[name]:.0f} %" for name in ("iou_gt_0.95", "silent"))
+    hits.set_title(f"k = {sweep.index[0]:g} → {sweep.index[-1]:g}: good boxes {good}, silent maps {silent}")
+    hits.set(ylabel="maps, %", ylim=(0, 103))
+    gradients.plot(sweep.index, sweep["gradient_mean"], marker="o", linestyle="-", label="mean over the maps")
+    gradients.plot(sweep.index, sweep["gradient_median"], marker="s", linestyle="--", label="median over the maps")
+    gradients.set_title("Where the lines part, few maps carry the gradient")
+    gradients.set_ylabel(r"mean $|\partial\theta / \partial A|$ over the cells")
+    gradients.set_yscale("symlog", linthresh=1e-4)
+    for ax, place in ((hits, "upper left"), (gradients, "lower left")):
+        ax.axvline(authors, color="black", linewidth=1, linestyle=":", label=f"authors' k = {authors:g}")
+        ax.axvline(default, color="black", linewidth=1, linestyle="-.", label=f"default k = {default:g}")
+        ax.set(xscale="log", xlabel="sharpness $k$")
+        ax.legend(loc=place, fontsize="small")
+    return figure
+
+
+def competitors_figure(table: pd.DataFrame) -> Figure:
+    """Inference time over that of the classifier alone, one bar per system: columns value, low, high of `ratios`."""
+    figure, ax = plt.subplots(figsize=(7.5, 0.5 + 0.45 * len(table)))
+    errors = [table["value"] - table["low"], table["high"] - table["value"]]
+    colours = [SERIES[1] if name == "ours" else SERIES[0] for name in table.index]
+    hatches = ["//" if name == "ours" else "" for name in table.index]
+    ax.barh(table.index, table["value"], xerr=errors, color=colours, hatch=hatches)
+    for row, value in enumerate(table["high"]):
+        ax.text(value, row, f"  {table['value'].iloc[row]:.2f}", va="center")
+    ax.axvline(1, color="black", linewidth=1, linestyle=":")
+    ax.set(xlabel="time / time of the classifier alone", xlim=(0, 1.12 * table["high"].max()))
+    ax.set_title("What localisation costs at test time: shorter is better (median, with quartiles)")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    return figure
+
+
+def growth_figure(batch: pd.DataFrame, size: pd.DataFrame, classes: pd.DataFrame) -> Figure:
+    """Time and memory of a training step over batch and input size; the embedding loss over the number of classes."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
+    for ax, table, title in zip(axes, (batch, size), ("photos in a batch", "side of the photo [px]"), strict=False):
+        x = table.iloc[:, 0]
+        ax.plot(x, table["baseline_ms"], "o-", color=SERIES[0], label="baseline [ms]")
+        ax.plot(x, table["ours_ms"], "s--", color=SERIES[1], label="end-to-end [ms]")
+        memory = ax.twinx()
+        memory.plot(x, table["gib"], "^:", color=SERIES[2], label="memory, end-to-end [GiB]")
+        memory.set(ylabel="GiB", ylim=(0, None))
+        memory.spines["right"].set_visible(True)
+        memory.grid(visible=False)
+        ax.set(xlabel=title, ylabel="ms per training step", ylim=(0, None), xticks=x)
+    handles = axes[0].get_lines() + memory.get_lines()
+    axes[0].legend(handles, [line.get_label() for line in handles], fontsize="small", loc="lower right")
+    for ax, table, power, name in zip(axes, (batch, size), (1, 2), ("photos", "pixels"), strict=False):
+        more, longer = _factor(table.iloc[:, 0]) ** power, _factor(table["ours_ms"])
+        ax.set_title(f"{more:.3g}x the {name}: {longer:.1f}x the time", fontsize="medium")
+    axes[2].loglog(classes["classes"], classes["all_pairs_ms"], "o-", color=SERIES[0], label="all pairs of classes")
+    axes[2].loglog(classes["classes"], classes["ours_ms"], "s--", color=SERIES[1], label="classes of the batch (ours)")
+    title = f"{_factor(classes['classes']):g}x the classes: {_factor(classes['ours_ms']):.1f}x the time (ours)"
+    axes[2].set(xlabel="classes", ylabel="ms of the embedding loss", title=title)
+    axes[2].legend(fontsize="small")
+    return figure
+
+
+def _factor(values: pd.Series) -> float:
+    """The last value over the first."""
+    return values.iloc[-1] / values.iloc[0]

@@ -1,0 +1,128 @@
+"""How a training went: curves, crops over the epochs, confusion, accuracy and IoU over the photos."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fgvclib.figures.boxes import cut, show_image
+from fgvclib.figures.style import MARKERS, SERIES, image_grid, shorten, show_curves
+
+FRAMES = 8  # epochs that the film strip of a running training has room for
+
+
+def film_strip(pictures: np.ndarray, trajectories: pd.DataFrame, crop_size: int, epochs: Sequence[int]) -> Figure:
+    """How the crop moves: one row per watched photo, the photo with its last box, then its crop after some epochs.
+
+    pictures (N, H, W, 3) in [0, 1]; trajectories as in `Run.trajectories`, N photos in the order of `row`.
+    """
+    figure, axes = image_grid(len(pictures), len(epochs) + 1, side=1.35)
+    _draw_film(axes, pictures, trajectories, crop_size, epochs)
+    return figure
+
+
+def _draw_film(axes: np.ndarray, pictures: np.ndarray, trajectories: pd.DataFrame, crop_size: int, epochs) -> None:
+    rows = sorted(trajectories["row"].unique())
+    for line, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+        boxes = trajectories[trajectories["row"] == row].set_index("epoch")[["x1", "y1", "x2", "y2"]]
+        show_image(axes[line, 0], picture, "photo" if line == 0 else "", {"predicted": boxes.loc[epochs[-1]]})
+        for ax, epoch in zip(axes[line, 1:], epochs, strict=False):
+            view = cut(picture, boxes.loc[epoch], crop_size)
+            show_image(ax, view, f"epoch {epoch}" if line == 0 else "")
+
+
+def loss_curves(history: pd.DataFrame) -> dict[str, pd.Series]:
+    """The weighted loss terms of `Run.history` (index: epoch) that were on, by name, for `show_curves`."""
+    terms = {name: history[f"train_{name}"] for name in ("cross_entropy", "embedding", "attention", "affine")}
+    return {name.replace("_", " "): values for name, values in terms.items() if values.any()}
+
+
+def training_figure(
+    history: pd.DataFrame,
+    epochs: int,
+    pictures: np.ndarray,
+    trajectories: pd.DataFrame,
+    crop_size: int,
+    frames: Sequence[int],
+) -> Figure:
+    """A training of `epochs` so far: loss terms, accuracy and boxes, and below them the crops after some epochs.
+
+    history and trajectories as in `Run`; pictures as for `film_strip`; at most FRAMES epochs as `frames`.
+    """
+    history = history.set_index("epoch")
+    heights = [3.0, 1.2 * len(pictures)]
+    figure = plt.figure(figsize=(10.5, sum(heights)))
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    losses, quality = above.subplots(1, 2)
+    show_curves(losses, loss_curves(history), f"Loss, lower is better: {len(history)} of {epochs} epochs", "weighted")
+    scores = {"accuracy": "accuracy", "mean IoU of the boxes": "mean_iou", "boxes with IoU ≥ 0.5": "box_acc_0.5"}
+    scores = {name: f"validation_{score}" for name, score in scores.items()}
+    curves = {name: history[score] for name, score in scores.items() if score in history}  # boxes, where there are any
+    show_curves(quality, curves, "Validation photos (boxes are scored, never trained on)", "share, or mean IoU")
+    losses.set_yscale("log")
+    quality.set_ylim(0, 1)
+    for ax in (losses, quality):
+        ax.set_xlim(0.5, epochs + 0.5)
+    axes = below.subplots(len(pictures), FRAMES + 1, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    _draw_film(axes, pictures, trajectories, crop_size, frames)
+    return figure
+
+
+def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: Sequence[str], title: str = "") -> None:
+    """Confusion matrix (K, K), rows true, as shares of a row (in %); lines part the groups, each contiguous."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ax.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    starts = [i for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
+    if len(names) <= 40:
+        for start in starts[1:]:
+            ax.axhline(start - 0.5, color="0.6", linewidth=0.8)
+            ax.axvline(start - 0.5, color="0.6", linewidth=0.8)
+        middles = (np.array(starts) + np.array([*starts[1:], len(names)]) - 1) / 2
+        ax.set_xticks(middles, [groups[start] for start in starts], rotation=40, ha="right", fontsize="x-small")
+        ax.set_yticks(range(len(names)), [shorten(name, 34) for name in names], fontsize="x-small")
+        ax.tick_params(length=0)
+    if len(names) <= 12:
+        for (row, column), share in np.ndenumerate(shares):
+            ink = {"color": "white" if share > 0.55 else "black", "ha": "center", "va": "center"}
+            ax.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "", fontsize="x-small", **ink)
+    ax.set(title=title, xlabel="predicted", ylabel="true")
+    ax.grid(False)
+
+
+def binned_accuracy(ax: Axes, correct: pd.DataFrame, by: pd.Series, bins: int = 6) -> None:
+    """Accuracy of every column of `correct` (booleans) in bins of equally many photos by `by`, with standard errors."""
+    groups = pd.qcut(by, min(bins, by.nunique()), duplicates="drop")
+    places = by.groupby(groups, observed=True).median()
+    aside = 0.006 * (places.max() - places.min())  # so that error bars do not cover each other
+    for i, (name, values) in enumerate(correct.items()):
+        shares = values.groupby(groups, observed=True).agg(["mean", "count"])
+        error = np.sqrt(shares["mean"] * (1 - shares["mean"]) / shares["count"])
+        ax.errorbar(places + i * aside, 100 * shares["mean"], 100 * error, marker=MARKERS[i], capsize=3, label=name)
+    ax.set(ylabel="accuracy, %", ylim=(0, 103))
+    ax.legend(fontsize="small")
+
+
+def iou_histogram(ax: Axes, iou: Mapping[str, np.ndarray], title: str) -> None:
+    """IoU of every photo for several localisers, as outlines that do not hide each other, with their means."""
+    for (name, values), style in zip(iou.items(), ["-", "--", ":"], strict=False):
+        shares = np.full(len(values), 100 / len(values))
+        look = {"histtype": "step", "linewidth": 2, "linestyle": style, "label": f"{name}: mean {np.mean(values):.2f}"}
+        ax.hist(values, np.linspace(0, 1, 21), weights=shares, **look)
+    ax.set(title=title, xlabel="IoU with the true box", ylabel="photos, %", xlim=(0, 1))
+    ax.legend(fontsize="small")
+
+
+def show_threshold(ax: Axes, scores: pd.DataFrame, trivial: pd.Series, chosen: float, title: str) -> None:
+    """Box scores (columns) over the threshold (index), with the centre box as thin lines and the chosen threshold."""
+    for name, colour, marker, line in zip(scores, SERIES, MARKERS, ["--", "-."], strict=False):
+        look = {"color": colour, "marker": marker}
+        ax.plot(scores.index, scores[name], markersize=4, linestyle="-", label=name, **look)
+        ax.axhline(trivial[name], color=colour, linewidth=1, linestyle=line, label=f"centre box: {name}")
+    ax.axvline(chosen, color="black", linewidth=1, linestyle=":", label=rf"$\tau$ = {chosen:g} of this profile")
+    ax.set(title=title, xlabel=r"threshold $\tau$", ylabel="mean IoU, or share of photos", ylim=(0, 1))
+    ax.legend(fontsize="small")

@@ -1,0 +1,43 @@
+"""AttNet: the attention map of an image, seen at 64x64 pixels (paper, section 2.1; head as in [ELoPE])."""
+
+import torch
+from torch import Tensor, nn
+
+from fgvclib.model.backbones import Stem
+from fgvclib.model.geometry import resize
+
+STRIDE = 4  # of the grid that the last convolution sees, whatever the stage's
+
+
+class AttNet(nn.Module):
+    """images (B, 3, H, W) → attention map A (B, 1, n, n) with n = `map_size`.
+
+    The images are resized to 4 (n + 2) pixels (64 for n = 14), pass the first layers of a pre-trained network up to
+    stride 4 and one 3x3 convolution without padding, which takes a cell off each side: 16x16 becomes 14x14.
+
+    A stage of another `stride` than 4 (ours) sees more of the bird per cell; its features are resized to 16x16.
+
+    `standardise` (ours) brings every feature channel to mean 0 and variance 1 before the convolution. ResNet's stage
+    ends in a ReLU; EfficientNet's in a linear bottleneck with a standard deviation near 9, on which lambda_att = 16
+    diverges at the paper's learning rate.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50.tv_in1k",
+        pretrained: bool = True,
+        map_size: int = 14,
+        standardise: bool = False,
+        stride: int = STRIDE,
+    ):
+        super().__init__()
+        self.map_size = map_size
+        self.input_size = STRIDE * (map_size + 2)
+        self.stem = Stem(backbone, pretrained, stride)
+        self.norm = nn.BatchNorm2d(self.stem.num_features, affine=False) if standardise else nn.Identity()
+        self.head = nn.Conv2d(self.stem.num_features, 1, kernel_size=3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        small = resize(images, self.input_size).contiguous(memory_format=torch.channels_last)  # (B, 3, 64, 64)
+        features = resize(self.norm(self.stem(small)), self.map_size + 2)  # (B, C, 16, 16)
+        return self.head(features)  # (B, 1, 14, 14)

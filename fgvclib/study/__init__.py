@@ -1,0 +1,1 @@
+"""The experiments: Tables 1 to 3, bounds, efficiency."""

@@ -1,0 +1,341 @@
+"""Time and memory (paper, section 3.2: 164 ms with localisation, 162 ms without).
+
+Milliseconds mean nothing on another machine, and little on a busy one. So every quantity is a ratio of two sides that
+were run in turn, in one process, many times: what slows one of them slows the other. Timing does not depend on the
+weights, so nothing here loads or trains any; images are noise.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fgvclib.config import Config
+from fgvclib.model.affnet import AffNet
+from fgvclib.model.geometry import crop
+from fgvclib.model.losses import EmbeddingLoss
+from fgvclib.model.system import EndToEndModel, build_model
+from fgvclib.study.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
+from fgvclib.study.contenders import ResNet50
+from fgvclib.study.table2 import ROWS
+from fgvclib.training.loop import autocast, build_loss, build_optimiser
+from fgvclib.utils.device import default_device, device_name
+
+CLASSES = 200  # of CUB-200-2011, where the configuration does not limit them
+LEAST_REPETITIONS = 3
+NOT_YET = "not yet measured on a GPU"
+GIB = 2**30
+
+# What the paper says, and what this implementation wants to reach. Ratios, except where the unit says otherwise.
+TARGETS = pd.DataFrame(
+    [
+        ("inference", "localisation + classifier over classifier", "ratio", 164 / 162, 1.012),
+        ("affnet", "AffNet with pre-processing over ResNet-50, one map", "ratio", 0.4 / 30.4, 1 / 100),
+        ("step_live", "training step over baseline, live teacher", "ratio", None, None),
+        ("step_given", "training step over baseline, given teacher map", "ratio", None, 1.15),
+        ("memory", "training memory, fp32", "GiB", 11.0, None),  # "fits" a card of 11 GB
+        ("memory_bf16", "training memory, bf16", "GiB", None, 6.0),
+        ("parameters", "parameters added by AttNet and AffNet", "count", None, None),
+    ],
+    columns=["key", "what", "unit", "paper_value", "goal"],
+).set_index("key")
+
+
+def compare(sides: Mapping[str, Callable[[], object]], budget_s: float, repetitions: int = 51) -> pd.DataFrame:
+    """Run all sides in turn, again and again → one row per repetition: wall seconds, and "<side> cpu" seconds.
+
+    Ends after `repetitions`, or when `budget_s` is used up, but never before three. The first round, which allocates
+    and chooses algorithms, is not counted. On a GPU every side is waited for. Processor seconds (of all threads) leave
+    out the time that other programs take from this one; on a GPU they are those of the host and say little.
+    """
+    for run in sides.values():
+        _seconds(run)
+    rows: list[dict[str, float]] = []
+    began = time.perf_counter()
+    while len(rows) < LEAST_REPETITIONS or (len(rows) < repetitions and time.perf_counter() - began < budget_s):
+        order = list(sides) if len(rows) % 2 else list(reversed(sides))  # neither side always comes after the other
+        row = {}
+        for name in order:
+            row[name], row[f"{name} cpu"] = _seconds(sides[name])
+        rows.append(row)
+    return pd.DataFrame(rows)[[column for name in sides for column in (name, f"{name} cpu")]]
+
+
+def _seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds of one call."""
+    _wait()
+    wall, processor = time.perf_counter(), time.process_time()
+    run()
+    _wait()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(times: pd.DataFrame, side: str, over: str) -> dict[str, float]:
+    """Table of `compare` → median over the repetitions of side / over, its quartiles, and the same in CPU seconds."""
+    pairs = times[side] / times[over]
+    return {
+        "value": pairs.median(),
+        "low": pairs.quantile(0.25),
+        "high": pairs.quantile(0.75),
+        "cpu_time_value": (times[f"{side} cpu"] / times[f"{over} cpu"]).median(),
+        "repetitions": len(times),
+    }
+
+
+def ratios(times: pd.DataFrame, over: str) -> pd.DataFrame:
+    """`ratio` of every side, one row each, with its median milliseconds."""
+    sides = [name for name in times if not name.endswith(" cpu")]
+    return pd.DataFrame({name: {"ms": 1e3 * times[name].median()} | ratio(times, name, over) for name in sides}).T
+
+
+def sized_model(config: Config, num_classes: int | None = None) -> EndToEndModel:
+    """The configured system without trained weights, on `default_device()`."""
+    return build_model(config, num_classes or config.num_classes or CLASSES, pretrained=False).to(default_device())
+
+
+def noise(config: Config, size: int | None = None, batch: int | None = None) -> Tensor:
+    """Images of a batch, (batch_size, 3, image_size, image_size), as a loader would deliver them."""
+    side = size or config.image_size
+    return torch.randn(batch or config.batch_size, 3, side, side, device=default_device())
+
+
+def inference(model: nn.Module, images: Tensor, precision: str = "fp32") -> Callable[[], object]:
+    """A side for `compare`: one pass in evaluation mode."""
+    model.eval()
+
+    @torch.inference_mode()
+    def run() -> object:
+        with autocast(precision, images.device):
+            return model(images)
+
+    return run
+
+
+def inference_sides(config: Config) -> dict[str, Callable[[], object]]:
+    """The classifier alone on images of its input size, our system, and what users would pick instead."""
+    model, images = sized_model(config), noise(config)
+    classifier = model.classifier
+    others = {
+        "spatial transformer": SpatialTransformer(classifier, config.backbone, config.crop_size),
+        "two-pass crop": TwoPassCrop(classifier, config.crop_size, config.threshold),
+        "5 crops": MultiCrop(classifier, config.crop_size),
+        "10 crops": MultiCrop(classifier, config.crop_size, mirrored=True),
+    }
+    sides = {"classifier": inference(classifier, noise(config, config.crop_size)), "ours": inference(model, images)}
+    for name, other in others.items():
+        sides[name] = inference(other.to(images.device, memory_format=torch.channels_last), images)
+    return sides
+
+
+def localisation_sides(config: Config) -> dict[str, Callable[[], object]]:
+    """The classifier, and the parts of what localisation adds at test time."""
+    model, images = sized_model(config), noise(config)
+    model.eval()
+    attention, theta = model.localisation(images)
+    attention, theta = attention.detach(), theta.detach()
+    return {
+        "classifier": inference(model.classifier, noise(config, config.crop_size)),
+        "AttNet": inference(model.attnet, images),
+        "AffNet": inference(model.affnet, attention),
+        "crop": inference(_Crop(theta, config.crop_size), images),
+    }
+
+
+class _Crop(nn.Module):
+    def __init__(self, theta: Tensor, size: int):
+        super().__init__()
+        self.theta, self.size = theta, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        return crop(images, self.theta, self.size)
+
+
+def affnet_sides(config: Config) -> dict[str, Callable[[], object]]:
+    """AffNet and Table 1's ResNet-50, both with pre-processing, on one map (1, 1, n, n)."""
+    one = torch.rand(1, 1, config.map_size, config.map_size, device=default_device())
+    networks = {"AffNet": AffNet(config.map_size), "ResNet-50": ResNet50(config.map_size)}
+    return {name: inference(network.to(one.device), one) for name, network in networks.items()}
+
+
+class TrainingStep:
+    """One step of the training loop on noise: forward, losses, backward, SGD; a side for `compare`.
+
+    `teacher`: "live" runs the teacher pass in the step, as in the paper; "given" gets the map with the batch. A
+    configuration without local losses, the baseline, needs neither. It computes with `config.precision`.
+    """
+
+    def __init__(self, config: Config, teacher: str = "live"):
+        config = replace(config, teacher_weights="live")  # a fixed teacher's map is the given one
+        self.model = sized_model(config).train()
+        num_classes = self.model.classifier.output.out_features
+        self.criterion = build_loss(config, num_classes).to(default_device())
+        self.optimiser = build_optimiser(self.model, config)
+        self.images = noise(config)
+        self.labels = torch.arange(len(self.images), device=default_device()) % num_classes
+        self.given = None
+        if teacher == "given":
+            self.given = torch.rand(len(self.images), 1, config.map_size, config.map_size, device=default_device())
+        self.precision = config.precision
+
+    def __call__(self) -> None:
+        self.optimiser.zero_grad()
+        self.loss().backward()
+        self.optimiser.step()
+
+    def loss(self) -> Tensor:
+        """The total loss of the batch, with its graph."""
+        with autocast(self.precision, self.images.device):
+            teacher_map = self.given
+            if teacher_map is None and self.criterion.needs_teacher:
+                teacher_map = self.model.teacher_map(self.images).float()
+            output = self.model(self.images)
+        return self.criterion(output, self.labels, teacher_map)["total"]
+
+
+def step_sides(config: Config) -> dict[str, Callable[[], object]]:
+    """Training steps: the baseline's, and the end-to-end one with both kinds of teacher map."""
+    return {
+        "baseline": TrainingStep(replace(config, **ROWS["Baseline"])),
+        "live teacher": TrainingStep(config, "live"),
+        "given teacher map": TrainingStep(config, "given"),
+    }
+
+
+def training_memory(config: Config, precision: str) -> dict[str, float]:
+    """GiB that a training step with a given teacher map needs in "fp32" or "bf16": {"value", "counted"}.
+
+    On a GPU the most that was allocated at once during two steps. A CPU has no such meter; there, "counted" 1: weights,
+    gradients, momentum, and all tensors that the forward pass keeps for the backward pass, without the short-lived
+    buffers of single operations. A lower bound.
+    """
+    step = TrainingStep(replace(config, precision=precision), "given")
+    if default_device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() - _bytes(step.model)
+        step()
+        step()
+        return {"value": (torch.cuda.max_memory_allocated() - before) / GIB, "counted": 0}
+    return {"value": (3 * _bytes(step.model) + kept_for_backward(step.loss, step.model)) / GIB, "counted": 1}
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+def kept_for_backward(forward: Callable[[], Tensor], model: nn.Module) -> int:
+    """Bytes that a forward pass keeps for its backward pass, each storage once; the model's own tensors not counted."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that its own node keeps would never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = forward()  # holds the graph, so that no address is used twice
+    total = sum(kept.values())
+    del loss
+    return total
+
+
+def growth(config: Config, key: str, values: list[int], budget_s: float) -> pd.DataFrame:
+    """How a training step grows over `batch_size` or the input's side, `image_size` → one row per value.
+
+    Columns: the value, ms with the given teacher map, ms of the baseline, and GiB. With `image_size` the crop grows
+    in proportion.
+    """
+    rows = []
+    for value in values:
+        sized = replace(config, **{key: value})
+        if key == "image_size":
+            sized = replace(sized, crop_size=max(32, round(value * config.crop_size / config.image_size)))
+        sides = {"ours": TrainingStep(sized, "given"), "baseline": TrainingStep(replace(sized, **ROWS["Baseline"]))}
+        medians = 1e3 * compare(sides, budget_s).median()
+        memory = training_memory(sized, sized.precision)["value"]
+        rows.append({key: value, "ours_ms": medians["ours"], "baseline_ms": medians["baseline"], "gib": memory})
+        del sides
+        gc.collect()
+    return pd.DataFrame(rows)
+
+
+def growth_over_classes(config: Config, values: list[int], budget_s: float) -> pd.DataFrame:
+    """The embedding loss, forward and backward, over the number of classes → ms of ours, and of one over all pairs."""
+    rows = []
+    for classes in values:
+        features = torch.randn(config.batch_size, config.embedding_dim, device=default_device(), requires_grad=True)
+        labels = torch.randint(classes, (config.batch_size,), device=default_device())
+        ours = EmbeddingLoss(classes, config.embedding_dim).to(default_device())
+        centres = torch.randn(classes, config.embedding_dim, device=default_device())
+        sides = {
+            "ours": lambda loss=ours, f=features, y=labels: loss(f, y).backward(),
+            "all pairs": lambda c=centres, f=features, y=labels: _all_pairs_loss(f, y, c).backward(),
+        }
+        medians = 1e3 * compare(sides, budget_s).median()
+        rows.append({"classes": classes, "ours_ms": medians["ours"], "all_pairs_ms": medians["all pairs"]})
+    return pd.DataFrame(rows)
+
+
+def _all_pairs_loss(features: Tensor, labels: Tensor, centres: Tensor, margin: float = 0.75) -> Tensor:
+    """What the embedding loss would cost if it compared the centres of all classes."""
+    centres = centres.index_add(0, labels, features)
+    shortfall = (margin - torch.pdist(centres).square()).clamp_min(0)
+    return (features - centres[labels]).square().sum() + shortfall.square().sum()
+
+
+def hardware_sides(config: Config, compiled: bool = True) -> dict[str, Callable[[], object]]:
+    """Inference of the whole system with the memory layout, the precision and the compiler that the hardware offers."""
+    model, images = sized_model(config), noise(config)
+    rows_first = sized_model(config).to(memory_format=torch.contiguous_format)
+    sides = {
+        "channels_last, fp32 (as built)": inference(model, images),
+        "NCHW weights, fp32": inference(rows_first, images),
+        "channels_last, bf16": inference(model, images, "bf16"),
+    }
+    if compiled:
+        sides["channels_last, fp32, torch.compile"] = inference(torch.compile(model), images)
+    return sides
+
+
+def can_compile() -> bool:
+    """Whether torch.compile works here: it needs a C++ compiler, on a GPU also Triton."""
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.zeros(8, device=default_device()))
+    except Exception:  # torch raises its own kinds for a missing compiler, and those of the compiler
+        return False
+    return True
+
+
+def efficiency_table(measured: Mapping[str, Mapping[str, float]], config: Config) -> pd.DataFrame:
+    """Measured values by key of `TARGETS` → `efficiency.csv`, with the paper's figures and the goals beside them.
+
+    On a machine without GPU every quantity also has a row that says that it is not yet measured on one.
+    """
+    rows = [_row(key, values, device_name(), "") for key, values in measured.items()]
+    if not torch.cuda.is_available():
+        rows += [_row(key, {"value": np.nan}, "GPU", NOT_YET) for key in measured if key != "parameters"]
+    table = pd.DataFrame(rows).drop(columns="counted", errors="ignore")
+    size = f"{config.backbone}, {config.image_size} → {config.crop_size} px, batch {config.batch_size}"
+    return table.assign(size=size)
+
+
+def _row(key: str, values: Mapping[str, float], where: str, note: str) -> dict:
+    target = TARGETS.loc[key]
+    reached = "yes" if values["value"] <= target["goal"] else "no"
+    if np.isnan(values["value"]) or np.isnan(target["goal"]):
+        reached = ""
+    if values.get("counted"):
+        note = "counted without short-lived buffers: a lower bound"
+    columns = {"what": target["what"], "unit": target["unit"], "paper_value": target["paper_value"]}
+    return columns | dict(values) | {"goal": target["goal"], "reached": reached, "device": where, "note": note}

@@ -1,0 +1,88 @@
+"""What every notebook opens first: a profile on a data set, its seeds, and the folder that its results go to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fgvclib.config import Config, load_config, results_folder
+from fgvclib.data.fixed_boxes import with_fixed_boxes
+from fgvclib.data.splits import Splits, load_splits
+from fgvclib.study.bounds import BOUNDS
+from fgvclib.study.table2 import ROWS
+from fgvclib.training.runs import Run, train_or_load
+from fgvclib.utils.device import device_name
+from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
+
+SETTING_2 = "setting 2"
+
+
+class Experiment:
+    """One profile on one data set. Raises ValueError or TypeError for names and values that do not exist."""
+
+    def __init__(self, profile: str, dataset: str, seeds: Sequence[int] = (0,), overrides: dict | None = None):
+        self.config = load_config(profile, dataset, **(overrides or {}))
+        self.seeds = [int(seed) for seed in seeds]
+        self.folder = results_folder(self.config)
+
+    def __str__(self) -> str:
+        return f"{self.config.profile} profile on {self.config.dataset}, seeds {self.seeds}, {device_name()}"
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Training, validation and test tables of the data set."""
+        return load_splits(self.config)
+
+    def row_config(self, row: str) -> Config:
+        """Configuration of a row: a key of `table2.ROWS` or `bounds.BOUNDS`, or "setting 2"."""
+        if row == SETTING_2:
+            setting = {"backbone": self.config.setting2_backbone, "embedding_dim": self.config.setting2_embedding_dim}
+            return replace(self.config, **setting)
+        rows = ROWS | BOUNDS
+        if row not in rows:
+            raise ValueError(f"{row!r} is no row; the rows are {', '.join(rows)}, and {SETTING_2!r}.")
+        return replace(self.config, **rows[row])
+
+    def run(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run:
+        """The run of a row with a seed (the first one where none is given), trained if it is not there yet."""
+        seed = self.seeds[0] if seed is None else seed
+        return train_or_load(self.row_config(row), self._splits_of(row), seed, self.run_folder(row, seed), announce)
+
+    def _splits_of(self, row: str) -> Splits:
+        """Tables of the row: photos that are cut before training carry where."""
+        config = self.row_config(row)
+        return self.splits if config.fixed_box == "none" else with_fixed_boxes(load_splits(config), config)
+
+    def has_run(self, row: str, seed: int | None = None) -> bool:
+        """Whether the run of a row is there already, so that `run` loads it without training."""
+        return (self.run_folder(row, seed) / "metrics.json").exists()
+
+    def run_folder(self, row: str, seed: int | None = None) -> Path:
+        """Where the run of a row is, or will be."""
+        return self.folder / "runs" / f"{row.replace(' ', '-')}-seed{self.seeds[0] if seed is None else seed}"
+
+    def save_table(self, table: pd.DataFrame, name: str) -> Path:
+        """Write `<name>.csv` into the results folder."""
+        with atomic_path(self.folder / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        return self.folder / f"{name}.csv"
+
+    def save_figure(self, figure: Figure | Image.Image, name: str) -> Path:
+        """Write `figures/<name>.png`, a matplotlib figure at 150 dpi."""
+        path = self.folder / "figures" / f"{name}.png"
+        with atomic_path(path) as temporary:
+            if isinstance(figure, Figure):
+                figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+            else:
+                figure.save(temporary, format="png", optimize=True)
+        return path
+
+    def save_metrics(self, **metrics) -> None:
+        """Add values to metrics.json."""
+        path = self.folder / "metrics.json"
+        with locked(lock_path(self.folder, "metrics")):  # notebooks may run at the same time
+            write_json(path, (read_json(path) if path.exists() else {}) | metrics)

@@ -1,0 +1,58 @@
+"""What each loss sends into A and theta: equations 3-4 and 8-10, taken apart for looking at."""
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fgvclib.model.geometry import crop, widen
+from fgvclib.model.gradients import clip_gradient
+from fgvclib.model.losses import EndToEndLoss
+from fgvclib.model.system import EndToEndModel, ModelOutput
+
+Parts = dict[str, dict[str, Tensor]]
+
+
+def gradient_parts(
+    model: EndToEndModel, criterion: EndToEndLoss, images: Tensor, labels: Tensor, limit: float | None = None
+) -> Parts:
+    """Gradients of "classification" (L_CE + lambda L_emb), "attention" and "affine" as if both betas were 1.
+
+    Each part is {"A": (B, 1, n, n), "theta": (B, 4)}, zero where nothing flows. `limit` is the model's
+    `theta_gradient_limit`, or None to see the gradients in full. Modules stay in the mode they are in; training mode
+    moves the running statistics and the class centres, so evaluation mode is what one usually wants.
+    """
+    attention = model.attnet(images).detach().requires_grad_()
+    theta = model.affnet(attention)
+    cropped = crop(images, widen(clip_gradient(theta, limit), model.crop_margin), model.crop_size)
+    output = ModelOutput(*model.classifier(cropped), attention, theta, cropped)
+    terms = criterion(output, labels, model.teacher_map(images))
+    losses = {
+        "classification": terms["cross_entropy"] + terms["embedding"],
+        "attention": terms["attention"],
+        "affine": terms["affine"],
+    }
+    return {name: gradients_of(loss, {"A": attention, "theta": theta}) for name, loss in losses.items()}
+
+
+def gradients_of(loss: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradient of a scalar into each tensor, by name, zero where nothing flows; the graph is kept."""
+    found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
+    pairs = zip(wanted.items(), found, strict=True)
+    return {name: torch.zeros_like(x) if gradient is None else gradient for (name, x), gradient in pairs}
+
+
+def total_gradient(parts: Parts, beta_att: float, beta_aff: float) -> dict[str, Tensor]:
+    """Parts of `gradient_parts` → dL/dA and dL/dtheta for these betas, by equations 3 and 8.
+
+    L_aff belongs to "the rest" of A (equation 5) but is local to theta, where beta_aff does not touch it.
+    """
+    classification, attention, affine = (parts[name] for name in ("classification", "attention", "affine"))
+    return {
+        "A": beta_att * (beta_aff * classification["A"] + affine["A"]) + attention["A"],
+        "theta": beta_aff * classification["theta"] + affine["theta"],
+    }
+
+
+def norms(parts: Parts) -> pd.DataFrame:
+    """L2 norm of each part over the batch: one row per part, columns "A" and "theta"."""
+    return pd.DataFrame({name: {x: float(g.norm()) for x, g in part.items()} for name, part in parts.items()}).T

@@ -1,0 +1,225 @@
+"""Table 1: networks that estimate theta from an attention map (paper, section 3.1).
+
+The paper gives neither the number of maps nor the training: here every network is trained with Adam on L_aff
+(equation 7), and the table says for how many steps. Maps are mirrored, turned and shifted by a cell at random, since a
+box moves with its map (ours). The recipe was chosen on a held-out part of the training maps.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from fgvclib.config import Config
+from fgvclib.data.index import BOX
+from fgvclib.data.loaders import PhotoDataset, evaluation_loader
+from fgvclib.data.splits import Splits
+from fgvclib.model.affnet import AUTHORS_SHARPNESS, DEFAULT_SHARPNESS, AffineEstimator, AffNet
+from fgvclib.model.geometry import attention_to_box, box_iou, box_to_theta, theta_to_box
+from fgvclib.model.system import EndToEndModel
+from fgvclib.model.teacher import build_teacher
+from fgvclib.study.contenders import FFNN, ResNet50, ResNetS, SoftHull
+from fgvclib.study.paper import paper_table
+from fgvclib.training.evaluation import count_parameters
+from fgvclib.utils.device import default_device
+from fgvclib.utils.files import atomic_path
+from fgvclib.utils.progress import progress
+
+BATCH_SIZE = 256
+RESNET_BATCH_SIZE = 32  # a ResNet's step costs many times that of the others
+LEARNING_RATE = 1e-2
+RESNET_LEARNING_RATE = 1e-3
+LARGE_BATCH = 64  # for the second runtime column
+CONTENDERS = {"FFNN": FFNN, "ResNet-S": ResNetS, "ResNet-50": ResNet50, "AffNet": AffNet}
+
+
+def export_maps(model: EndToEndModel, splits: Splits, config: Config, path: Path) -> None:
+    """Write the benchmark set: teacher maps of training and test photos, float32 (N, n, n) each, as .npz.
+
+    Each training photo gives `table1_views` maps, one for each epoch's augmentation; a test photo gives one, as it is.
+    The photos enter at the size that gives a map of `map_size` cells without resizing. The validation photos count as
+    training photos here: nothing is chosen on these maps.
+    """
+    teacher = build_teacher(config, size=config.map_size * config.teacher_output_stride)
+    fit_photos = pd.concat([splits.train, splits.validation], ignore_index=True)
+    augmented = PhotoDataset(fit_photos, config, augment=True)
+    views = Subset(augmented, range(config.table1_views * len(augmented)))  # item = epoch * len + photo
+    loaders = {"train": DataLoader(views, config.batch_size), "test": evaluation_loader(splits.test, config)}
+    maps = {}
+    for name, loader in loaders.items():
+        batches = progress(loader, f"maps of the {name} photos")
+        found = [teacher(model.classifier.backbone, batch["image"]) for batch in batches]
+        maps[name] = torch.cat(found).squeeze(1).numpy()
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **maps, test_image_id=splits.test["image_id"].to_numpy())
+
+
+def load_maps(path: Path) -> dict[str, Tensor]:
+    """Benchmark set → {"train": (N, 1, n, n), "test": (M, 1, n, n), "test_image_id": (M,)}."""
+    with np.load(path) as stored:
+        maps = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    return maps | {name: maps[name].unsqueeze(1) for name in ("train", "test")}
+
+
+def fit(
+    network: AffineEstimator,
+    maps: Tensor,
+    steps: int,
+    threshold: float = 0.3,
+    batch_size: int = BATCH_SIZE,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = 0,
+) -> list[float]:
+    """Train on maps (N, 1, n, n) for `steps` steps of Adam with cosine decay → the loss of every step.
+
+    BatchNorm works with its running statistics in the second half: the noise of batch statistics, small as it is, is
+    larger than the error that IoU > 0.95 allows.
+    """
+    maps = symmetries(maps)
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(network.parameters(), learning_rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    losses = []
+    for step in progress(range(steps), type(network).__name__):
+        network.train(step < steps / 2)
+        drawn = torch.randint(len(maps), (batch_size,), generator=generator).to(maps.device)
+        batch = shifted(maps[drawn], generator)
+        loss = F.smooth_l1_loss(network(batch), box_to_theta(attention_to_box(batch, threshold)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).tolist()
+
+
+def symmetries(maps: Tensor) -> Tensor:
+    """Maps (N, 1, n, n) → (8 N, 1, n, n): every map mirrored and turned in all eight ways."""
+    turned = torch.cat([torch.rot90(maps, turns, dims=(2, 3)) for turns in range(4)])
+    return torch.cat([turned, turned.flip(3)])
+
+
+def shifted(maps: Tensor, generator: torch.Generator) -> Tensor:
+    """Every map moved by -1, 0 or 1 cell along each axis; the cells that come in hold the map's minimum."""
+    n = maps.shape[-1]
+    low = maps.amin(dim=(2, 3), keepdim=True)
+    windows = F.pad(maps - low, (1, 1, 1, 1)).unfold(2, n, 1).unfold(3, n, 1)  # (B, 1, 3, 3, n, n)
+    down, right = torch.randint(3, (2, len(maps)), generator=generator).to(maps.device)
+    return windows[torch.arange(len(maps), device=maps.device), :, down, right] + low
+
+
+@torch.no_grad()
+def score(network: AffineEstimator, maps: Tensor, threshold: float = 0.3) -> pd.DataFrame:
+    """Per map: sl1_error (mean over theta) and iou with the exact hull; predicted x1, y1, x2, y2 in [0, 1]."""
+    network.eval()
+    target = attention_to_box(maps, threshold)
+    theta = torch.cat([network(batch) for batch in maps.split(LARGE_BATCH)])
+    boxes = theta_to_box(theta).clamp(0, 1)
+    error = F.smooth_l1_loss(theta, box_to_theta(target), reduction="none").mean(dim=1)
+    table = pd.DataFrame(boxes.cpu().numpy(), columns=BOX)
+    return table.assign(sl1_error=error.cpu().numpy(), iou=box_iou(boxes, target).cpu().numpy())
+
+
+def sensitivity(network: AffineEstimator, maps: Tensor) -> Tensor:
+    """How much a change of each cell moves theta: mean over its four values of |d theta / d A|, (N, 1, n, n)."""
+    network.eval()
+    maps = maps.clone().requires_grad_()
+    theta = network(maps)  # (N, 4); a map's theta depends on that map alone
+    parts = [torch.autograd.grad(value.sum(), maps, retain_graph=True)[0] for value in theta.unbind(1)]
+    return torch.stack(parts).abs().mean(dim=0)
+
+
+@torch.no_grad()
+def runtime_ms(network: AffineEstimator, maps: Tensor, budget_s: float = 1.0) -> float:
+    """Median milliseconds of a forward pass over one batch of maps, from as many passes as fit into the budget."""
+    network.eval()
+    times: list[float] = []
+    while sum(times) < budget_s:
+        started = time.perf_counter()
+        network(maps)
+        if maps.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return 1e3 * float(np.median(times[1:] or times))  # the first pass allocates
+
+
+class Contestant(NamedTuple):
+    """One row of Table 1: a network before training, and the training it will get."""
+
+    model: str
+    preprocess: bool
+    sharpness: float
+    network: AffineEstimator
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+    @property
+    def name(self) -> str:
+        """Short row name for figures: `AffNet + prep.`."""
+        return f"{self.model} + prep." if self.preprocess else self.model
+
+
+def contestants(config: Config) -> list[Contestant]:
+    """The paper's eight rows at our default sharpness, then AffNet at the authors' sharpness and SoftHull."""
+    rows = [
+        _contestant(name, preprocess, DEFAULT_SHARPNESS, config) for name in CONTENDERS for preprocess in (False, True)
+    ]
+    authors = _contestant("AffNet", True, AUTHORS_SHARPNESS, config)._replace(model="AffNet, authors' sharpness")
+    return [*rows, authors, _contestant("SoftHull", True, DEFAULT_SHARPNESS, config)]
+
+
+def _contestant(name: str, preprocess: bool, sharpness: float, config: Config) -> Contestant:
+    torch.manual_seed(0)  # every row starts from the same random numbers, whatever ran before
+    kind = SoftHull if name == "SoftHull" else CONTENDERS[name]
+    network = kind(config.map_size, preprocess, config.threshold, sharpness)
+    steps = {
+        "ResNet-S": config.table1_resnet_s_steps,
+        "ResNet-50": config.table1_resnet50_steps,
+        "SoftHull": math.ceil(config.table1_steps / 8),  # a single parameter is found soon
+    }.get(name, config.table1_steps)
+    recipe = (RESNET_BATCH_SIZE, RESNET_LEARNING_RATE) if "ResNet" in name else (BATCH_SIZE, LEARNING_RATE)
+    return Contestant(name, preprocess, sharpness, network, steps, *recipe)
+
+
+def evaluate_contestant(contestant: Contestant, maps: dict[str, Tensor], threshold: float) -> tuple[dict, pd.DataFrame]:
+    """Train and score → the row of Table 1, and the per-map table of `score`."""
+    device = default_device()
+    network, test = contestant.network.to(device), maps["test"].to(device)
+    fit(network, maps["train"].to(device), contestant.steps, threshold, contestant.batch_size, contestant.learning_rate)
+    scores = score(network, test, threshold)
+    row = {
+        "model": contestant.model,
+        "preprocess": "yes" if contestant.preprocess else "no",
+        "parameters": count_parameters(network),
+        "sharpness": contestant.sharpness if contestant.preprocess else None,
+        "steps": contestant.steps,
+        "batch_size": contestant.batch_size,
+        "runtime_ms_batch1": runtime_ms(network, test[:1]),
+        f"runtime_ms_batch{LARGE_BATCH}": runtime_ms(network, _repeat_to(test, LARGE_BATCH)),
+        "sl1_error": scores["sl1_error"].mean(),
+        "iou_gt_0.80": (scores["iou"] > 0.80).mean(),
+        "iou_gt_0.95": (scores["iou"] > 0.95).mean(),
+    }
+    network.cpu()
+    return row, scores
+
+
+def _repeat_to(maps: Tensor, count: int) -> Tensor:
+    return maps.repeat(-(-count // len(maps)), 1, 1, 1)[:count]
+
+
+def table1(rows: list[dict]) -> pd.DataFrame:
+    """Rows of `evaluate_contestant` → Table 1, with the paper's columns beside ours where the paper has the row."""
+    paper = paper_table(1).rename(columns={"sl1_error_e-3": "sl1_error"})
+    paper["sl1_error"] *= 1e-3
+    keys = ["model", "preprocess"]
+    paper = paper.rename(columns={name: f"paper_{name}" for name in paper.columns if name not in keys})
+    return pd.DataFrame(rows).merge(paper, on=keys, how="left")

@@ -1,0 +1,136 @@
+"""Accuracy over samples, and boxes scored against the true ones as weakly supervised localisation (WSOL) does.
+
+The convention is that of Choe et al. (CVPR 2020; extended as arXiv 2007.04178). BoxAcc@d is the share of photos whose
+box has at least the IoU d with the true one; theirs is the best over all thresholds of a map, chosen on true boxes,
+while ours has the one box that the system crops. A photo without a true box has the IoU NaN and counts in no box score.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fgvclib.data.index import BOX, CROP
+from fgvclib.model.geometry import attention_to_box, box_iou, centre_box, theta_to_box
+from fgvclib.model.system import EndToEndModel
+
+IOU_LEVELS = (0.3, 0.5, 0.7)
+
+
+@torch.no_grad()
+def predict(
+    model: EndToEndModel,
+    loader: DataLoader,
+    photos: pd.DataFrame,
+    teacher_threshold: float | None = None,
+    gather: Callable = lambda columns: columns,
+) -> pd.DataFrame:
+    """Run the model once over a loader of `photos` (in their order) → one row per photo.
+
+    Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (theta's, clipped to the photo; what the
+    classifier sees is wider by `crop_margin`), iou with the true box (NaN where the photo has none); with
+    `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass. Leaves the model in evaluation
+    mode. Where processes share a prepared loader, `gather` is their `gather_for_metrics`.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    parts = []
+    for batch in loader:
+        images = batch["image"].to(device, non_blocking=True)
+        output = model(images)
+        probability, prediction = output.logits.softmax(dim=1).max(dim=1)
+        columns = [
+            batch["index"].to(device),
+            prediction,
+            probability,
+            *theta_to_box(output.theta).clamp(0, 1).unbind(1),
+        ]
+        if teacher_threshold is not None:
+            found = batch["teacher_map"].to(device) if "teacher_map" in batch else model.teacher_map(images)
+            columns += attention_to_box(found, teacher_threshold).unbind(1)
+        parts.append(torch.stack([column.cpu().double() for column in gather(columns)], dim=1))
+    names = ["index", "prediction", "probability", *named_box("box")]
+    names += named_box("teacher") if teacher_threshold is not None else []
+    return _score(photos, pd.DataFrame(torch.cat(parts).numpy(), columns=names))
+
+
+def named_box(prefix: str) -> list[str]:
+    """Columns of a box in the table of `predict`: "box" is the crop's, "teacher" the teacher's."""
+    return [f"{prefix}_{corner}" for corner in BOX]
+
+
+def _score(photos: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Join predictions to the photos' labels and true boxes."""
+    predicted = predicted.astype({"index": int, "prediction": int}).set_index("index").sort_index()
+    if CROP[0] in photos:
+        predicted[named_box("box")] = _within(photos[CROP].to_numpy(), predicted[named_box("box")].to_numpy())
+    table = photos[["image_id", "path", "label", *BOX]].join(predicted)
+    table["iou"] = iou_with_true(table, _tensor(table, named_box("box")))
+    if "teacher_x1" in table:
+        table["teacher_iou"] = iou_with_true(table, _tensor(table, named_box("teacher")))
+    return table
+
+
+def iou_with_true(photos: pd.DataFrame, boxes: torch.Tensor) -> pd.Series:
+    """IoU of every photo's true box x1 … y2 with one of `boxes` (N, 4); NaN where the photo has no true box."""
+    iou = pd.Series(box_iou(_tensor(photos, BOX), boxes).numpy(), index=photos.index)
+    return iou.where(photos[BOX].notna().all(axis=1))
+
+
+def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) that are given in fractions of other boxes (N, 4), in fractions of the photo."""
+    low, side = outer[:, :2], outer[:, 2:] - outer[:, :2]
+    return np.hstack([low + inner[:, :2] * side, low + inner[:, 2:] * side])
+
+
+def _tensor(table: pd.DataFrame, columns: list[str]) -> torch.Tensor:
+    return torch.from_numpy(table[columns].to_numpy(dtype=float, copy=True))
+
+
+def summarise(predictions: pd.DataFrame) -> dict[str, float]:
+    """Table of `predict` → accuracy in [0, 1] and the scores of `localisation_scores`; teacher_* where it was asked.
+
+    Boxes are scored over the photos that have a true one; without any, accuracy is the only score.
+    """
+    correct = predictions["prediction"] == predictions["label"]
+    if predictions["iou"].isna().all():
+        return {"accuracy": float(correct.mean())}
+    summary = {"accuracy": float(correct.mean()), **localisation_scores(predictions["iou"], correct)}
+    if "teacher_iou" in predictions:
+        scores = localisation_scores(predictions["teacher_iou"])
+        summary |= {f"teacher_{name}": value for name, value in scores.items()}
+    return summary
+
+
+def localisation_scores(iou: pd.Series, correct: pd.Series | None = None) -> dict[str, float]:
+    """IoU of every photo → mean_iou, box_acc_0.3/0.5/0.7 (the shares with at least that IoU) and their mean.
+
+    `box_acc_mean` is MaxBoxAccV2 but for its "Max": no threshold is chosen on true boxes. `box_acc_0.5` is what the
+    field calls GT-known Loc, as the box does not depend on the class. With `correct`, also `top1_loc`: class right and
+    IoU at least 0.5. Photos with the IoU NaN do not count; where all have it, every score is NaN.
+    """
+    known = iou.dropna()
+    accuracies = {f"box_acc_{level}": (known >= level).mean() for level in IOU_LEVELS}
+    scores = {"mean_iou": known.mean(), **accuracies, "box_acc_mean": sum(accuracies.values()) / len(IOU_LEVELS)}
+    if correct is not None:
+        scores["top1_loc"] = (correct[known.index] & (known >= 0.5)).mean()
+    return {name: float(value) for name, value in scores.items()}
+
+
+def trivial_localisers(photos: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the boxes that need no image: the whole image, and a centre box of 0.7 of each side."""
+    return pd.DataFrame({name: localisation_scores(iou) for name, iou in trivial_ious(photos).items()}).T
+
+
+def trivial_ious(photos: pd.DataFrame) -> dict[str, pd.Series]:
+    """IoU of every photo's true box with the boxes that need no image, by name."""
+    boxes = {"whole image": centre_box(len(photos), 1.0), "centre box 0.7": centre_box(len(photos), 0.7)}
+    return {name: iou_with_true(photos, box) for name, box in boxes.items()}
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of learnable values."""
+    return sum(parameter.numel() for parameter in module.parameters())

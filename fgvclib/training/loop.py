@@ -1,0 +1,217 @@
+"""The training loop: SGD on the end-to-end loss, a checkpoint after every epoch, exact resumption.
+
+The same loop serves one process and several (`accelerate launch`, see `parallel`).
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+
+from fgvclib.config import Config, training_values
+from fgvclib.data.loaders import evaluation_loader, training_loader
+from fgvclib.data.splits import Splits
+from fgvclib.data.teacher_maps import teacher_maps
+from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
+from fgvclib.model.system import EndToEndModel, build_model
+from fgvclib.training.checkpoints import load_checkpoint, save_checkpoint
+from fgvclib.training.evaluation import named_box, predict, summarise
+from fgvclib.utils.parallel import create_accelerator, share_buffers, synchronise_batchnorm
+from fgvclib.utils.progress import progress
+
+LOCALISATION_ALONE_RATE = 0.002  # of Adam
+WATCHED = 8  # photos whose boxes are recorded after every epoch
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss term became NaN or infinite; the message names it."""
+
+
+def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretrained: bool = True) -> Iterator[dict]:
+    """Train to the end of `config.epochs`, yielding one record of metrics per epoch, those of an earlier part first.
+
+    The state after every epoch is written to `checkpoint`, and training goes on from what is there. Equal seeds give
+    equal weights on the CPU, interrupted or not. Raises NonFiniteLoss; ValueError for a foreign checkpoint or batches
+    of one photo; OSError where a checkpoint can not be saved.
+    """
+    check_batches(config, splits)
+    accelerator = create_accelerator(config.precision)
+    torch.manual_seed(seed)
+    model = synchronise_batchnorm(build_model(config, len(splits.class_names), pretrained), accelerator)
+    criterion = build_loss(config, len(splits.class_names))
+    optimiser = build_optimiser(model, config)
+    schedule = build_schedule(optimiser, config)
+    fixed_teacher = criterion.needs_teacher and config.teacher_weights == "imagenet"
+    with accelerator.main_process_first():  # the others find the maps on disk
+        maps = teacher_maps(splits.train, config) if fixed_teacher else None
+    loader, sampler = training_loader(splits.train, config, seed, maps)
+    validation_loader = evaluation_loader(splits.validation, config)
+    identity = {"config": training_values(config), "seed": seed, "class_names": splits.class_names}
+    parts = {"model": model, "criterion": criterion, "optimiser": optimiser, "schedule": schedule}
+    history = resume(checkpoint, identity, parts)
+    yield from history
+    model.to(accelerator.device)
+    criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
+    if not history:
+        train_localisation(model, criterion, splits, maps, config, seed)
+    prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
+    validation_loader = accelerator.prepare(validation_loader)
+    for epoch in range(len(history), config.epochs):
+        started = time.perf_counter()
+        sampler.epoch = epoch
+        model.trust_theta = epoch >= config.warmup_epochs
+        torch.manual_seed(seed * 10_000 + epoch)  # so that a resumed epoch draws what an uninterrupted one does
+        record = {"epoch": epoch + 1, "learning_rate": schedule.get_last_lr()[0]}
+        record |= train_one_epoch(prepared, criterion, optimiser, loader, accelerator)
+        share_buffers(model)
+        check_finite({"weights": sum(value.abs().sum() for value in model.state_dict().values())})
+        schedule.step()
+        predictions = predict(model, validation_loader, splits.validation, gather=accelerator.gather_for_metrics)
+        record |= {f"validation_{name}": value for name, value in summarise(predictions).items()}
+        record["watched_boxes"] = watched_boxes(predictions)
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        history.append(record)
+        if accelerator.is_main_process:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_checkpoint(checkpoint, identity | states | {"history": history})
+        yield record
+
+
+def train_localisation(
+    model: EndToEndModel, criterion: EndToEndLoss, splits: Splits, maps: Tensor | None, config: Config, seed: int
+) -> None:
+    """Train AttNet and AffNet alone on the maps of a fixed teacher for `localisation_epochs` (ours).
+
+    The photos are loaded at AttNet's 64 pixels, which makes an epoch cheaper by an order of magnitude than one of the
+    classifier. Adam with cosine decay: nothing here has to match the classifier's schedule. Without maps, or where both
+    local losses are off, there is nothing to learn from. Runs where the model is.
+    """
+    if config.localisation_epochs == 0 or maps is None:
+        return
+    small = replace(config, image_size=model.attnet.input_size)
+    loader, sampler = training_loader(splits.train, small, seed, maps)
+    optimiser = Adam(model.localisation_parameters(), LOCALISATION_ALONE_RATE)
+    schedule = CosineAnnealingLR(optimiser, config.localisation_epochs * len(loader))
+    device = next(model.parameters()).device
+    model.train()
+    for sampler.epoch in progress(range(config.localisation_epochs), "AttNet and AffNet alone"):
+        for batch in loader:
+            attention, theta = model.localisation(batch["image"].to(device))
+            terms = criterion.local_terms(attention, theta, batch["teacher_map"].to(device))
+            check_finite(terms)
+            optimiser.zero_grad()
+            sum(terms.values()).backward()
+            optimiser.step()
+            schedule.step()
+
+
+def train_one_epoch(
+    model: EndToEndModel,
+    criterion: EndToEndLoss,
+    optimiser: SGD,
+    loader: torch.utils.data.DataLoader,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """One pass over the training photos, those of all processes → mean loss terms and accuracy over samples.
+
+    `model` is an EndToEndModel as `accelerator.prepare` returns it.
+    """
+    teacher_map = accelerator.unwrap_model(model).teacher_map
+    model.train()
+    criterion.train()
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in progress(loader, "training"):
+        images, labels = batch["image"], batch["label"]
+        target = batch.get("teacher_map")
+        if target is None and criterion.needs_teacher:
+            with accelerator.autocast():
+                target = teacher_map(images).float()
+        output = model(images)
+        terms = criterion(output, labels, target)
+        optimiser.zero_grad()
+        accelerator.backward(terms["total"])
+        check_finite(terms | {"gradient": gradient_norm(model)})
+        optimiser.step()
+        terms["accuracy"] = (output.logits.argmax(dim=1) == labels).float().mean()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value.detach() * len(labels)
+        count += len(labels)
+    # Every process has as many photos as the others: accelerate gives whole rounds of equal batches.
+    sums = accelerator.reduce(sums, "mean")
+    return {f"train_{name}": float(value) / count for name, value in sums.items()}
+
+
+def gradient_norm(model: EndToEndModel) -> Tensor:
+    """L2 norm of the gradient of all parameters: NaN or infinite where one of them is."""
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def watched_boxes(predictions: pd.DataFrame) -> list[list[float]]:
+    """[row, x1, y1, x2, y2] of a few photos spread over the classes, to show how the crop moves over the epochs."""
+    rows = predictions.iloc[:: math.ceil(len(predictions) / WATCHED)]
+    return [[index, *row] for index, row in zip(rows.index, rows[named_box("box")].to_numpy().tolist(), strict=True)]
+
+
+def check_finite(terms: dict[str, Tensor]) -> None:
+    """Raises NonFiniteLoss that names the first loss term, or "gradient" or "weights", that is NaN or infinite."""
+    values = torch.stack([value.detach().float() for value in terms.values()]).tolist()  # waits for the GPU once
+    for name, value in zip(terms, values, strict=True):
+        if not math.isfinite(value):
+            raise NonFiniteLoss(
+                f"Training stopped because {name!r} became {value}; the last checkpoint is kept. "
+                "A lower localisation_learning_rate or learning_rate usually helps."
+            )
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a forward pass computes with `config.precision`, "fp32" or "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def build_loss(config: Config, num_classes: int) -> EndToEndLoss:
+    """The configured objective, equation 1."""
+    embedding_loss = EmbeddingLoss(num_classes, config.embedding_dim)
+    return EndToEndLoss(
+        embedding_loss, config.lambda_emb, config.lambda_att, config.lambda_aff, threshold=config.threshold
+    )
+
+
+def build_optimiser(model: EndToEndModel, config: Config) -> SGD:
+    """SGD with AttNet and AffNet in a group of their own: at a large rate lambda_att = 16 makes them diverge."""
+    groups = [
+        {"params": model.classifier.parameters(), "lr": config.learning_rate},
+        {"params": model.localisation_parameters(), "lr": config.localisation_learning_rate},
+    ]
+    return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def build_schedule(optimiser: SGD, config: Config) -> MultiStepLR:
+    """Learning rates times `lr_drop` after each of `lr_drops` + 1 equal parts of the epochs but the last."""
+    drops = [math.ceil(config.epochs * (i + 1) / (config.lr_drops + 1)) for i in range(config.lr_drops)]
+    return MultiStepLR(optimiser, drops, gamma=config.lr_drop)
+
+
+def check_batches(config: Config, splits: Splits) -> None:
+    """Raises ValueError where a batch would hold a single photo, of which BatchNorm can take no statistics."""
+    for name, count in {"batch_size": config.batch_size, "number of training photos": len(splits.train)}.items():
+        if count < 2:
+            raise ValueError(f"The {name} is {count}, but BatchNorm needs batches of at least 2 photos; raise it.")
+
+
+def resume(path: Path, identity: dict, parts: dict) -> list[dict]:
+    """Load the checkpoint, where there is one, into `parts` → its history, empty where there is none."""
+    state = load_checkpoint(path, identity)
+    if state is None:
+        return []
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["history"]

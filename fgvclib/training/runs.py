@@ -1,0 +1,199 @@
+"""Training runs on disk: trained once, then loaded, so that a laptop reads what a GPU has computed.
+
+A run's folder holds checkpoint.pt, run.log and history.csv (one line per epoch), trajectories.csv (the boxes of a few
+photos over the epochs), predictions.csv (one row per test photo) and metrics.json, written last: it marks the run as
+done. The test split is evaluated once, at the end. One process (or one group of them, started by `accelerate launch`)
+trains a run; others that want it wait for it.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from accelerate.utils import broadcast_object_list
+
+from fgvclib.config import Config, training_values
+from fgvclib.data.index import BOX
+from fgvclib.data.loaders import evaluation_loader
+from fgvclib.data.splits import Splits, has_boxes
+from fgvclib.data.teacher_maps import teacher_maps
+from fgvclib.model.system import EndToEndModel, build_model
+from fgvclib.training.checkpoints import previous_path, read_checkpoint
+from fgvclib.training.evaluation import predict, summarise
+from fgvclib.training.loop import train
+from fgvclib.utils.files import atomic_path, locked, read_json, write_json
+from fgvclib.utils.parallel import create_accelerator, process_state
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    folder: Path
+    config: Config
+    seed: int
+    splits: Splits
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state after the last epoch."""
+        return self.folder / "checkpoint.pt"
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Scores on the test split, as `evaluation.summarise` names them."""
+        return read_json(self.folder / "metrics.json")["test"]
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch: loss terms, training and validation scores, learning rate, seconds."""
+        return pd.read_csv(self.folder / "history.csv")
+
+    @cached_property
+    def trajectories(self) -> pd.DataFrame:
+        """Boxes of the watched validation photos: epoch, row of the validation table, x1, y1, x2, y2."""
+        return pd.read_csv(self.folder / "trajectories.csv")
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """Table of `evaluation.predict` over the test split."""
+        scores = pd.read_csv(self.folder / "predictions.csv")
+        return scores.assign(path=self.splits.test["path"])
+
+    @cached_property
+    def model(self) -> EndToEndModel:
+        """The trained model in evaluation mode, on the CPU. Raises ValueError where its weights can not be read."""
+        model = build_model(self.config, len(self.splits.class_names), pretrained=False)
+        try:
+            model.load_state_dict(read_checkpoint(self.checkpoint)["model"])
+        except (FileNotFoundError, ValueError) as error:
+            reason = str(error).partition(";")[0]
+            raise ValueError(f"{reason}; delete {self.folder} to train this run again.") from error
+        return model.eval()
+
+
+def list_seeds(runs: Iterable[Run]) -> str:
+    """The seeds of runs as tables have them: "0 1 2"."""
+    return " ".join(str(run.seed) for run in runs)
+
+
+def train_or_load(
+    config: Config, splits: Splits, seed: int, folder: Path, announce: Callable[[str], None] = print
+) -> Run:
+    """The finished run in `folder`, trained from where it stands if it is not finished.
+
+    Raises ValueError where the folder holds a run of another configuration or seed.
+    """
+    run = Run(Path(folder), config, seed, splits)
+    identity = {"config": training_values(config), "seed": seed}
+    done = run.folder / "metrics.json"
+    if not _agreed(done.exists()):
+        with _training_lock(run.folder, announce):
+            if not _agreed(done.exists()):
+                _train(run, announce)
+                _finish(run, identity)
+    stored = read_json(done)
+    if any(stored[key] != value for key, value in identity.items()):
+        raise ValueError(f"{run.folder} holds a run of another configuration or seed; move it away to train anew.")
+    return run
+
+
+def _agreed(flag: bool) -> bool:
+    """The first process's answer, so that all take the same way."""
+    process_state()  # joins the group of processes, where `accelerate launch` started several
+    return broadcast_object_list([flag])[0]
+
+
+def _training_lock(folder: Path, announce: Callable[[str], None]):
+    """Let no other process, or group of processes, train in `folder` at the same time."""
+    if not process_state().is_main_process:
+        return nullcontext()
+    told = f"{folder.name}: another process is training this run; waiting for its result."
+    return locked(folder / ".lock", lambda: announce(told))
+
+
+def _train(run: Run, announce: Callable[[str], None]) -> None:
+    main = process_state().is_main_process
+    name, announce = run.folder.name, announce if main else lambda text: None
+    unscored = "" if has_boxes(run.splits.test) else "; there are no true boxes, so localisation is not scored"
+    announce(f"{name}: training {run.config.epochs} epochs on {len(run.splits.train)} photos{unscored}")
+    if main:
+        _clear_leftovers(run.folder)
+    records = []
+    try:
+        for record in train(run.config, run.splits, run.seed, run.checkpoint):
+            records.append(record)
+            if main:
+                _write_history(run, records)
+            announce(f"{name}: {describe_epoch(record, run.config.epochs)}")  # what it is about can be read by now
+    except KeyboardInterrupt:
+        announce(f"{name}: {_interrupted(len(records), run)}")
+        raise
+    process_state().wait_for_everyone()  # the first process may still be saving
+
+
+def _interrupted(epochs: int, run: Run) -> str:
+    if not epochs:
+        return "interrupted in the first epoch, of which nothing is saved; the same call or command starts again."
+    state = f"epoch {epochs} of {run.config.epochs}, whose state is saved in {run.folder}"
+    return f"interrupted after {state}; the same call or command goes on from there."
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process was writing."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _write_history(run: Run, records: list[dict]) -> None:
+    watched = [pd.DataFrame(r["watched_boxes"], columns=["row", *BOX]).assign(epoch=r["epoch"]) for r in records]
+    history = pd.DataFrame(records).drop(columns="watched_boxes")
+    lines = [f"{run.folder.name}: {describe_epoch(record, run.config.epochs)}\n" for record in records]
+    _write_csv(run.folder / "history.csv", history)
+    _write_csv(run.folder / "trajectories.csv", pd.concat(watched))
+    _write_text(run.folder / "run.log", "".join(lines))
+
+
+def _finish(run: Run, identity: dict) -> None:
+    """Evaluate the test split, and mark the run as done."""
+    predictions = _predict_test(run)
+    if process_state().is_main_process:
+        _write_csv(run.folder / "predictions.csv", predictions.drop(columns="path"))
+        write_json(run.folder / "metrics.json", identity | {"test": summarise(predictions)})
+        previous_path(run.checkpoint).unlink(missing_ok=True)
+    process_state().wait_for_everyone()
+
+
+def describe_epoch(record: dict, epochs: int) -> str:
+    """One line for the log: `epoch 3/10  loss 2.31  train 54.2 %  validation 51.0 %  IoU 0.46  13 s`."""
+    iou = f"IoU {record['validation_mean_iou']:.2f}  " if "validation_mean_iou" in record else ""
+    return (
+        f"epoch {record['epoch']}/{epochs}  loss {record['train_total']:.3f}  "
+        f"train {record['train_accuracy']:.1%}  validation {record['validation_accuracy']:.1%}  "
+        f"{iou}{record['seconds']:.0f} s"
+    )
+
+
+def _predict_test(run: Run) -> pd.DataFrame:
+    """Table of `predict` over the test split, computed by all processes on their devices."""
+    fixed = run.config.teacher_weights == "imagenet"
+    accelerator = create_accelerator()
+    with accelerator.main_process_first():
+        maps = teacher_maps(run.splits.test, run.config) if fixed else None
+    loader = accelerator.prepare(evaluation_loader(run.splits.test, run.config, maps))
+    model = run.model.to(accelerator.device)
+    predictions = predict(model, loader, run.splits.test, run.config.threshold, accelerator.gather_for_metrics)
+    run.model.cpu()
+    return predictions
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    _write_text(path, table.to_csv(index=False))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Files that are either complete or absent, however a run ends, and that two processes do not write at once."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written there takes its place when the block ends without error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not the process id: on a file system that machines or containers share, it is not the only one of its number.
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move_into_place(folder: Path, root: Path, is_complete: Callable[[], bool]) -> None:
+    """Let a finished folder appear as `root`, in one step.
+
+    Where another run was faster, which `is_complete` tells, its folder stays. Raises OSError for anything else there.
+    """
+    with suppress(OSError):
+        root.rmdir()  # an empty folder in its place, which Windows would not replace
+    try:
+        folder.rename(root)
+    except OSError:
+        if not is_complete():
+            raise
+
+
+def lock_path(folder: Path, name: str) -> Path:
+    """The lock file for what `name` means in a results folder: a notebook, or a file that several notebooks change."""
+    return folder / ".locks" / f"{name}.lock"
+
+
+@contextmanager
+def locked(path: Path | str, if_taken: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path`. While another process holds it, call `if_taken`, which may raise, then wait.
+
+    The lock of a dead process is free, however it died.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if_taken()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in a JSON file. Raises ValueError that names the file where it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run again.") from error
