@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+# The checkout, or `fgvclib` in the user's home where the library is installed without one.
+HOME = PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.home() / "fgvclib"
 DATASETS = ("synthbirds", "cub200", "aircraft", "cars", "folder")
 AIRCRAFT_BANNER = 20  # pixels at the bottom of every FGVC-Aircraft photo: the photographer's copyright
 
@@ -241,18 +243,24 @@ def _checked_classes(value) -> tuple[int, ...]:
 
 
 def results_root() -> Path:
-    """Where results go: the environment variable FGVC_RESULTS, or the repository's `results` folder."""
-    return Path(os.environ.get("FGVC_RESULTS", PROJECT / "results"))
+    """Where results go: the environment variable FGVC_RESULTS, or `results` in `HOME`."""
+    return _place("FGVC_RESULTS") or HOME / "results"
 
 
 def data_root() -> Path:
-    """Where data sets live: the environment variable FGVC_DATA, or the repository's `data` folder."""
-    return Path(os.environ.get("FGVC_DATA", PROJECT / "data"))
+    """Where data sets live: the environment variable FGVC_DATA, or `data` in `HOME`."""
+    return _place("FGVC_DATA") or HOME / "data"
 
 
 def folder_root() -> Path:
     """Where the data set `folder` lives: the environment variable FGVC_FOLDER, or `folder` in the data root."""
-    return Path(os.environ.get("FGVC_FOLDER", data_root() / "folder"))
+    return _place("FGVC_FOLDER") or data_root() / "folder"
+
+
+def _place(variable: str) -> Path | None:
+    """The path in an environment variable; None where it is unset or empty."""
+    text = os.environ.get(variable, "").strip()
+    return Path(text).expanduser() if text else None
 
 
 def results_folder(config: Config) -> Path:

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +155,30 @@ def test_changed_values_have_a_results_folder_of_their_own(monkeypatch):
     changed = load_config("cpu", "cub200", epochs=3)
     assert results_folder(changed) == Path(f"/r/cpu-cub200-{changed.hash()}")
     assert results_folder(load_config("cpu", epochs=load_config("cpu").epochs)) == Path("/r/cpu-synthbirds")
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_variable_is_as_good_as_none(monkeypatch, empty):
+    for name in ("FGVC_DATA", "FGVC_RESULTS", "FGVC_FOLDER"):
+        monkeypatch.delenv(name, raising=False)
+    unset = data_root(), results_root(), folder_root()
+    for name in ("FGVC_DATA", "FGVC_RESULTS", "FGVC_FOLDER"):
+        monkeypatch.setenv(name, empty)
+    assert (data_root(), results_root(), folder_root()) == unset
+
+
+def test_a_tilde_in_a_variable_is_the_users_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, root in (("FGVC_DATA", data_root), ("FGVC_RESULTS", results_root), ("FGVC_FOLDER", folder_root)):
+        monkeypatch.setenv(name, "~/birds")
+        assert root() == tmp_path / "birds"
+
+
+def test_an_installed_library_writes_into_the_home_and_not_beside_itself(tmp_path):
+    site, home = tmp_path / "site-packages", tmp_path / "home"
+    shutil.copytree(Path(__file__).parent.parent / "fgvclib", site / "fgvclib")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(site)}
+    code = "from fgvclib import config; print(config.__file__, config.data_root(), config.results_root())"
+    found = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    expected = [site / "fgvclib" / "config.py", home / "fgvclib" / "data", home / "fgvclib" / "results"]
+    assert found.stdout.split() == [str(path) for path in expected], found.stderr
