@@ -1,11 +1,12 @@
 """The training objective: equations 1-10 of the paper and the embedding loss of [ELoPE]."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 
 from fgvclib.model.geometry import attention_to_box, box_to_theta
-from fgvclib.utils.parallel import from_first_process, gather_features
 
 SHORTEST = 1e-12  # a vector below this length has no direction
 
@@ -50,7 +51,7 @@ class EmbeddingLoss(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """features (B, dim), labels (B,) in [0, num_classes) → scalar loss >= 0."""
-        features, labels = gather_features(normalise(features), labels)
+        features, labels = _of_all_processes(normalise(features)), _of_all_processes(labels)
         classes, position = labels.unique(return_inverse=True)
         centres = self._updated_centres(features, classes, position) if self.training else self.centres[classes]
         intra = 0.5 * (features - centres[position]).square().sum(dim=1).mean()
@@ -62,7 +63,7 @@ class EmbeddingLoss(nn.Module):
         counts = torch.bincount(position, minlength=len(classes)).unsqueeze(1)  # (K, 1)
         sums = torch.zeros_like(old).index_add(0, position, features.to(old.dtype))
         new = normalise(old - self.alpha * (counts * old - sums) / (counts + 1))
-        self.centres[classes] = from_first_process(new.detach())
+        self.centres[classes] = _of_first_process(new.detach())
         return new
 
     def _inter(self, centres: Tensor) -> Tensor:
@@ -71,6 +72,27 @@ class EmbeddingLoss(nn.Module):
         shortfall = shortfall[shortfall > 0]
         drawn = torch.randperm(len(shortfall), device=shortfall.device)[: self.max_pairs]
         return shortfall[drawn].square().sum() / 4 / self.max_pairs
+
+
+def _of_all_processes(rows: Tensor) -> Tensor:
+    """Rows (B, ...) of all n processes, (n B, ...). Every process must bring the same B.
+
+    The gradient of a loss that every process computes from all rows alike comes back n times, once from each; the
+    parameters' gradients are averaged over processes afterwards.
+    """
+    return torch.cat(all_gather(rows.contiguous())) if _several_processes() else rows
+
+
+def _of_first_process(values: Tensor) -> Tensor:
+    """The first process's values: sums on a GPU may differ in their last bits, which would add up over an epoch."""
+    if _several_processes():
+        values = values.contiguous()
+        dist.broadcast(values, src=0)
+    return values
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 class EndToEndLoss(nn.Module):

@@ -8,9 +8,9 @@ embedding loss, whose class centres see the features of all processes. With one 
 
 import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import broadcast, gather, parse_flag_from_env
+from accelerate.utils import broadcast, parse_flag_from_env
 from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation of timm's combined layers
-from torch import Tensor, nn
+from torch import nn
 
 
 def process_state() -> PartialState:
@@ -40,27 +40,6 @@ def share_buffers(module: nn.Module) -> None:
         return
     for buffer in module.buffers():
         broadcast(buffer)
-
-
-def gather_features(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (B, d) and labels (B,) of all processes, (n B, d) and (n B,), with gradient to this one's features.
-
-    For a loss that every process computes from all of them alike: the gradient is multiplied by the number n of
-    processes, over which the parameters' gradients are averaged afterwards. Every process must bring the same B.
-    """
-    if _alone():
-        return features, labels
-    count, own = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    parts = list(gather(features.detach()).chunk(count))
-    parts[own] = features.clone()
-    if features.requires_grad:
-        parts[own].register_hook(lambda gradient: gradient * count)
-    return torch.cat(parts), gather(labels)
-
-
-def from_first_process(tensor: Tensor) -> Tensor:
-    """The first process's values: sums on a GPU may differ in their last bits, which would add up over an epoch."""
-    return tensor if _alone() else broadcast(tensor.contiguous())
 
 
 def _alone() -> bool:
