@@ -21,6 +21,7 @@ from fgvclib.config import load_config, results_folder
 from fgvclib.tools import manifest, runner
 from fgvclib.tools.cli import main
 from fgvclib.utils.files import read_json
+from fgvclib.utils.provenance import FRESH
 
 PARAMETERS = 'profile = "cpu"\ndataset = "synthbirds"\nseeds = [0]\noverrides = {}\nrows = []'
 FOLDER = """from fgvclib.config import load_config, results_folder
@@ -110,7 +111,7 @@ def test_hash_changes_with_everything_that_a_result_depends_on(notebooks, monkey
     assert runner.plan("03", "smoke", "synthbirds", [1]).hash() != plain
     assert runner.plan("03", *SMOKE, parameters={"rows": ["a"]}).hash() != plain
     assert runner.plan("03", *SMOKE, overrides={"epochs": 7}).hash() != plain
-    monkeypatch.setattr(runner, "__version__", "99")
+    monkeypatch.setattr(runner, "library_hash", lambda: "an edited losses.py")
     assert runner.plan("03", *SMOKE).hash() != plain
 
 
@@ -260,24 +261,23 @@ def test_absent_data_are_recorded_as_absent(notebooks):
         assert manifest.read_manifest(results_folder(smoke))["dataset_checksum"] == recorded
 
 
-def test_code_state_is_that_of_this_repository_only(tmp_path, monkeypatch):
-    def git(*arguments):
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+def test_done_notebook_of_other_data_is_refused(notebooks):
+    write(notebooks, "03_tiny", "1")
+    runner.run_notebook("03", *SMOKE)
+    sys.modules["fgvclib.data.splits"].dataset_checksum = lambda config: "other birds"
+    with pytest.raises(ValueError, match="checksum of the birds there, other birds now"):
+        runner.run_notebook("03", *SMOKE)
 
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    (inside / "file").touch()
-    git("init")
-    monkeypatch.setattr(manifest, "PROJECT", tmp_path.resolve())
-    assert manifest.code_state() == {"commit": None, "dirty": None}  # no commit yet
-    git("add", "."), git("commit", "-m", "first")
-    state = manifest.code_state()
-    assert len(state["commit"]) == 40 and state["dirty"] is False
-    (inside / "file").write_text("changed")
-    assert manifest.code_state() == {**state, "dirty": True}
-    monkeypatch.setattr(manifest, "PROJECT", inside.resolve())  # installed inside somebody else's repository
-    assert manifest.code_state() == {"commit": None, "dirty": None}
+
+def test_fresh_executes_what_is_done_and_tells_the_notebook(notebooks):
+    write(notebooks, "03_tiny", "import os", count("os.environ.get('FGVC_FRESH', 'absent')"))
+    assert main(["run", "03", "--profile", "smoke"]) == 0
+    asked = time.time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FRESH, "0")  # to be set back
+        assert main(["run", "03", "--profile", "smoke", "--fresh"]) == 0
+    first, second = counted()
+    assert first == "absent" and asked <= float(second) <= time.time()
 
 
 # Kernels, working directories, other runners, interruption

@@ -13,6 +13,7 @@ from typing import Any
 from fgvclib import __version__
 from fgvclib.config import DATASETS, PROFILES, Config, load_config, results_folder
 from fgvclib.tools import runner
+from fgvclib.utils.provenance import ask_for_fresh_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if extra and arguments.command not in (_lab, _app):
         parser.error(f"unknown arguments: {' '.join(extra)}")
     arguments.extra = extra
+    if getattr(arguments, "fresh", False):
+        ask_for_fresh_runs()
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt:
@@ -78,6 +81,7 @@ def _add_training(commands) -> None:
     train.add_argument("--rows", type=_names, default=[], help="of Table 2, or 'setting 2'; none: all of Table 2")
     _add_where(train)
     train.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    _add_fresh(train)
     train.set_defaults(command=_train)
 
     data = commands.add_parser("data", help="make a data set ready and check all of it")
@@ -132,6 +136,11 @@ def _add_where(parser: argparse.ArgumentParser, dataset: bool = True, run_option
         parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
         parser.add_argument("--timeout", type=_minutes, metavar="MINUTES", help="limit for each notebook")
         parser.add_argument("--force", action="store_true", help="execute also what is done")
+        _add_fresh(parser)
+
+
+def _add_fresh(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fresh", action="store_true", help="train anew; the old runs move to runs/replaced")
 
 
 def _names(text: str) -> list[str]:
@@ -188,7 +197,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "overrides": overrides,
         "parameters": parameters,
         "timeout": arguments.timeout,
-        "force": arguments.force,
+        "force": arguments.force or arguments.fresh,
     }
     if arguments.notebook in ("all", "reproduction"):
         runner.run_all(**settings, until=runner.COMPARISON if arguments.notebook == "reproduction" else "")
@@ -205,7 +214,7 @@ def _grid(arguments: argparse.Namespace) -> int:
         arguments.profile,
         overrides=_overrides(arguments),
         timeout=arguments.timeout,
-        force=arguments.force,
+        force=arguments.force or arguments.fresh,
         gather=not arguments.no_gather,
     )
     return 1 if failures else 0

@@ -4,17 +4,15 @@ It also says which notebooks are done. No absolute path, host name or user name 
 """
 
 import functools
-import importlib.metadata
 import os
 import platform
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fgvclib import __version__
-from fgvclib.config import PROJECT, Config
+from fgvclib.config import Config
 from fgvclib.utils.files import lock_path, locked, read_json, write_json
+from fgvclib.utils.provenance import code_state, versions
 
 PACKAGES = (
     "torch",
@@ -117,38 +115,9 @@ def _write(folder: Path, config: Config, notebooks: dict[str, dict[str, Any]]) -
             "hardware": hardware(),
             "notebooks": notebooks,
             "seeds": sorted({seed for done in notebooks.values() for seed in done["parameters"]["seeds"]}),
-            "versions": versions(),
+            "versions": versions(PACKAGES),
         },
     )
-
-
-def code_state() -> dict[str, Any]:
-    """{commit, dirty} of this repository; both None outside git."""
-    # A copy that was installed inside somebody else's repository must not take on that one's commit.
-    top = _git("rev-parse", "--show-toplevel")
-    commit = _git("rev-parse", "HEAD") if top and Path(top).resolve() == PROJECT else None
-    return {"commit": commit, "dirty": bool(_git("status", "--porcelain")) if commit else None}
-
-
-def _git(*arguments: str) -> str | None:
-    """What git answers about this repository, None where it cannot."""
-    command = ["git", "--no-optional-locks", "-C", str(PROJECT), *arguments]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def versions() -> dict[str, str | None]:
-    """Version of Python, of fgvclib and of every package that results depend on; None where not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "fgvclib": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 @functools.cache

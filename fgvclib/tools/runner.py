@@ -23,11 +23,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fgvclib import __version__
 from fgvclib.config import PROJECT, Config, data_root, folder_root, load_config, results_folder, results_root
 from fgvclib.tools import manifest
 from fgvclib.utils.files import atomic_path, lock_path, locked
 from fgvclib.utils.progress import HEADLESS
+from fgvclib.utils.provenance import library_hash
 
 NOTEBOOKS = PROJECT / "notebooks"
 ABLATION, COMPARISON, EXPLORER = "05", "07", "09"
@@ -99,11 +99,11 @@ class Job:
         return self.copy.with_name(f"{self.copy.stem}.failed.ipynb")
 
     def hash(self) -> str:
-        """Changes with the configuration, the notebook's cells, its parameters with the seeds, and version."""
+        """Changes with the configuration, the notebook's cells, its parameters with the seeds, and the library."""
         import nbformat
 
         cells = [(cell.cell_type, cell.source) for cell in nbformat.read(self.notebook, 4).cells]
-        text = json.dumps([self.config.hash(), cells, self.parameters, __version__], sort_keys=True)
+        text = json.dumps([self.config.hash(), cells, self.parameters, library_hash()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -251,6 +251,8 @@ def _run(job: Job, timeout: float | None, force: bool) -> bool:
 def _run_locked(job: Job, timeout: float | None, force: bool) -> bool:
     manifest.check_configuration(job.folder, job.config)
     if not force and is_done(job):
+        with suppress(OSError):  # what is done stays done where its data cannot be had
+            manifest.check_dataset(job.folder, job.config)
         _say(f"{job.name} is done (--force runs it again).")
         return False
     _say(f"{job.name}: {job.config.profile}, {job.config.dataset}, seeds {job.parameters['seeds']}")
@@ -291,7 +293,7 @@ def _execute(job: Job, timeout: float | None) -> int | None:
     }
     command = [sys.executable, "-P", "-c", CHILD, json.dumps(arguments)]
     with own_kernel() as environment:
-        environment[HEADLESS] = "1"
+        environment[HEADLESS] = job.name  # which trainings record as their command
         # In a session of its own, as papermill would answer the terminal's Ctrl-C by killing the kernel.
         child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-HEADLESS = "FGVC_HEADLESS"  # environment variable; the runner sets it for the kernels it starts
+HEADLESS = "FGVC_HEADLESS"  # environment variable: the runner sets it to the notebook's name, for the kernels it starts
 VOILA = "VOILA_REQUEST_URL"  # set by Voilà; where a bar was removed, its page says "Error displaying widget"
 
 

@@ -1,0 +1,114 @@
+"""What a result was computed with: code, versions, device, command. No absolute path, host or user name is in it."""
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fgvclib import __version__
+from fgvclib.config import PROJECT
+from fgvclib.utils.progress import HEADLESS
+
+FRESH = "FGVC_FRESH"  # environment variable: a run that was made before this time (seconds since 1970) is made anew
+PACKAGES = ("torch", "torchvision", "timm")
+
+
+def provenance() -> dict[str, Any]:
+    """{commit, dirty, library, versions, device, threads, command, date} of the present process."""
+    import torch  # which `fgvc list` need not wait for
+
+    from fgvclib.utils.device import device_name
+
+    return {
+        **code_state(),
+        "library": library_hash(),
+        "versions": versions(PACKAGES),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "command": command(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@functools.cache
+def library_hash() -> str:
+    """SHA-256 over the library's Python files and their names; that of the first call, as modules stay loaded."""
+    library, digest = PROJECT / "fgvclib", hashlib.sha256()
+    for path in sorted(library.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(library).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def code_state() -> dict[str, Any]:
+    """{commit, dirty} of this repository; both None outside git, or with a warning where git refuses to answer."""
+    # A copy that was installed inside somebody else's repository must not take on that one's commit.
+    top = _git("rev-parse", "--show-toplevel")
+    commit = _git("rev-parse", "HEAD") if top and Path(top).resolve() == PROJECT else None
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain")) if commit else None}
+
+
+def describe_code(state: dict[str, Any]) -> str:
+    """`commit 0123456789`, `commit 0123456789 with changes`, or `commit not recorded`."""
+    if not state.get("commit"):
+        return "commit not recorded"
+    return f"commit {state['commit'][:10]}{' with changes' if state['dirty'] else ''}"
+
+
+def _git(*arguments: str) -> str | None:
+    """What git answers about this repository, None where it cannot."""
+    # In a checkout of another owner git refuses, as its settings may run programs. Its Python is running already.
+    own = ["-c", f"safe.directory={PROJECT}"]
+    command = ["git", "--no-optional-locks", *own, "-C", str(PROJECT), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"})
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if "dubious ownership" in answer.stderr:
+        warnings.warn(
+            f"The commit is not recorded, as git refuses to read {PROJECT}, which belongs to another user; "
+            f"`git config --global --add safe.directory {PROJECT}` allows it.",
+            stacklevel=3,
+        )
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Version of Python, of fgvclib and of every package; None where it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "fgvclib": __version__}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def command() -> str:
+    """The command line without its folders, or the notebook."""
+    if "ipykernel" in sys.modules:
+        # Set by the runner and by Jupyter.
+        notebook = os.environ.get(HEADLESS) or Path(os.environ.get("JPY_SESSION_NAME", "")).name
+        return f"notebook {notebook}".strip()
+    program, *arguments = sys.orig_argv if sys.argv[0] == "-c" else sys.argv
+    name = "fgvc" if Path(program).name == "__main__.py" else Path(program).name
+    return " ".join([name, *(Path(word).name if os.path.isabs(word) else word for word in arguments)])
+
+
+def ask_for_fresh_runs() -> None:
+    """Let this process and those that it starts train anew every run that is there now."""
+    os.environ[FRESH] = repr(time.time())
+
+
+def is_asked_for(path: Path) -> bool:
+    """Whether the run of which `path` is a file is older than what `ask_for_fresh_runs` allows."""
+    return path.exists() and path.stat().st_mtime < float(os.environ.get(FRESH, 0))
