@@ -8,86 +8,127 @@ finishes in minutes, `smoke` at a size that tests finish in seconds; `photos` is
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 PROJECT = Path(__file__).resolve().parent.parent
 # The checkout, or `fgvclib` in the user's home where the library is installed without one.
 HOME = PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.home() / "fgvclib"
 DATASETS = ("synthbirds", "cub200", "aircraft", "cars", "folder")
+SYNTHBIRDS_KEYS = ("train_per_class", "test_per_class", "photo_size")  # how it is drawn; other data have photos
 AIRCRAFT_BANNER = 20  # pixels at the bottom of every FGVC-Aircraft photo: the photographer's copyright
 
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Real = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+TeacherLayer = Literal["last", "stage"]
+TeacherMean = Literal["mean", "rms"]
+Classes = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]  # a list or range will do
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Config:
-    """One configuration. Two runs with equal `hash()` compute the same thing up to the seed."""
+    """One configuration. Two runs with equal `hash()` compute the same thing up to the seed.
+
+    pydantic checks types and ranges whenever one is made, also by `dataclasses.replace`. Raises its ValidationError,
+    which is a ValueError.
+    """
 
     profile: str = "paper"
     dataset: str = "synthbirds"
 
     # Data
-    num_classes: int | None = None  # the first so many classes; None: all of them
-    classes: tuple | None = None  # in place of the first num_classes: indices, counted from 0, in their new order
+    num_classes: Count | None = None  # the first so many classes; None: all of them
+    classes: Classes | None = None  # in place of the first num_classes: indices, counted from 0, in their new order
     cut_banner: bool = True  # Aircraft only: cut the copyright banner off, as the data set's authors ask
-    train_per_class: int = 30  # SynthBirds only: images to draw
-    test_per_class: int = 30
-    photo_size: int = 512  # SynthBirds only: side of the drawn photos
-    image_size: int = 448  # side of the square X that is cropped; the aspect ratio is not kept [ELoPE]
-    crop_size: int = 448  # side of the crop, which is the classifier's input
-    validation_fraction: float = 0.1  # of the training split; epochs and settings are chosen there (ours)
+    train_per_class: Count = 30  # SynthBirds only: images to draw
+    test_per_class: Count = 30
+    photo_size: Count = 512  # SynthBirds only: side of the drawn photos
+    image_size: Count = 448  # side of the square X that is cropped; the aspect ratio is not kept [ELoPE]
+    crop_size: Count = 448  # side of the crop, which is the classifier's input
+    validation_fraction: Share = 0.0  # (ours) of the training split, to choose settings on; the paper's are given
 
     # Classifier
     backbone: str = "resnet101.tv_in1k"
-    kmax: int = 4  # global k-max pooling [ELoPE]
-    embedding_dim: int = 512  # setting 1; setting 2: 1024
+    kmax: Count = 4  # global k-max pooling [ELoPE]
+    embedding_dim: Count = 512  # setting 1; setting 2: 1024
     setting2_backbone: str = "resnet101c.gluon_in1k"  # ResNet-C stem
-    setting2_embedding_dim: int = 1024
+    setting2_embedding_dim: Count = 1024
 
     # Localisation
     attnet_backbone: str = "resnet50.tv_in1k"
     attnet_standardise: bool = False  # (ours) for stages that end without activation, such as EfficientNet's
-    attnet_stride: int = 4  # of the stage that AttNet sees; a deeper one than 4 is (ours)
-    map_size: int = 14  # cells along each side of A and M (REPRODUCTION: only 14 gives Table 1's parameter counts)
-    teacher_size: int = 448  # side at which the un-cropped image enters the teacher pass
-    teacher_output_stride: int = 32  # of the teacher pass
-    teacher_weights: str = "live"  # or (ours) "imagenet": fixed, a photo's map is computed once
-    teacher_layer: str = "last"  # or (ours) "stage": the last stage, before EfficientNet widens to its head
-    teacher_mean: str = "mean"  # over channels; or (ours) "rms", the root mean square
-    threshold: float = 0.3  # tau
-    sharpness: float = 10.0  # of the binarisation sigmoid; the paper is silent, 10 reproduces its Table 1
-    crop_margin: float = 0.0  # (ours) share by which the crop is wider and higher than the box
-    fixed_box: str = "none"  # (ours) no localisation: crops fixed before training, "centre", "teacher" or "oracle"
+    attnet_stride: Count = 4  # of the stage that AttNet sees; a deeper one than 4 is (ours)
+    map_size: Count = 14  # cells along each side of A and M (REPRODUCTION: only 14 gives Table 1's parameter counts)
+    teacher_size: Count = 448  # side at which the un-cropped image enters the teacher pass
+    teacher_output_stride: Count = 32  # of the teacher pass
+    teacher_weights: Literal["live", "imagenet"] = "live"  # imagenet (ours): a photo's map is computed once
+    teacher_layer: TeacherLayer = "last"  # stage (ours): before EfficientNet widens to its head
+    teacher_mean: TeacherMean = "mean"  # over channels; rms (ours): the root mean square
+    threshold: Share = 0.3  # tau
+    sharpness: Real = 10.0  # of the binarisation sigmoid; the paper is silent, 10 reproduces its Table 1
+    crop_margin: Real = 0.0  # (ours) share by which the crop is wider and higher than the box
+    # (ours) no localisation: crops fixed before training
+    fixed_box: Literal["none", "centre", "teacher", "oracle"] = "none"
 
     # Losses, equations 1-10
-    lambda_emb: float = 2.0  # [ELoPE]
-    lambda_att: float = 16.0
-    lambda_aff: float = 16.0
-    beta_att: float = 1.0
-    beta_aff: float = 1.0
-    theta_gradient_limit: float | None = None  # (ours) norm of a photo's classification gradient into theta
+    lambda_emb: Real = 2.0  # [ELoPE]
+    lambda_att: Real = 16.0
+    lambda_aff: Real = 16.0
+    beta_att: Real = 1.0
+    beta_aff: Real = 1.0
+    theta_gradient_limit: Real | None = None  # (ours) norm of a photo's classification gradient into theta
 
     # Training
-    epochs: int = 90
-    localisation_epochs: int = 0  # (ours) of AttNet and AffNet alone, before the classifier trains
-    warmup_epochs: int = 0  # (ours) first epochs in which the classifier gets the whole image, not yet the crop
-    batch_size: int = 14
-    learning_rate: float = 0.003
-    localisation_learning_rate: float = 0.003
-    lr_drop: float = 0.1
-    lr_drops: int = 2  # equally spaced: after 30 and 60 of 90 epochs
-    momentum: float = 0.9
-    weight_decay: float = 1e-3  # [ELoPE]
-    precision: str = "fp32"  # of the forward pass in training: fp32 or bf16 (AffNet and the losses stay in fp32)
-    workers: int = 8
+    epochs: Count = 90
+    localisation_epochs: CountOrZero = 0  # (ours) of AttNet and AffNet alone, before the classifier trains
+    warmup_epochs: CountOrZero = 0  # (ours) first epochs in which the classifier gets the whole image, not yet the crop
+    batch_size: Count = 14
+    learning_rate: Real = 0.003
+    localisation_learning_rate: Real = 0.003
+    lr_drop: Real = 0.1
+    lr_drops: CountOrZero = 2  # equally spaced: after 30 and 60 of 90 epochs
+    momentum: Share = 0.9
+    weight_decay: Real = 1e-3  # [ELoPE]
+    decay_w_tau_and_theta_bias: bool = False  # the paper is silent; decay alone would draw the crop to a point (ours)
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; AffNet and the losses stay in fp32
+    workers: CountOrZero = 8
 
     # Table 1
-    table1_views: int = 2  # maps from every training photo, each of another augmentation (ours)
-    table1_steps: int = 10_000
-    table1_resnet_s_steps: int = 10_000
-    table1_resnet50_steps: int = 3_000
+    table1_views: Count = 2  # maps from every training photo, each of another augmentation (ours)
+    table1_steps: Count = 10_000
+    table1_resnet_s_steps: Count = 10_000
+    table1_resnet50_steps: CountOrZero = 3_000  # 0: parameters and runtime alone
+    table1_runtime_s: Real = 1.0  # seconds that each runtime is measured for
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that contradict each other."""
+        if self.epochs <= self.warmup_epochs:
+            raise ValueError(
+                f"epochs = {self.epochs} ends before the classifier has seen a crop, as warmup_epochs = "
+                f"{self.warmup_epochs}; raise epochs or lower warmup_epochs."
+            )
+        if self.localisation_epochs and self.teacher_weights == "live":
+            raise ValueError(
+                f"localisation_epochs = {self.localisation_epochs} needs the maps of a fixed teacher, but "
+                'teacher_weights = "live"; set localisation_epochs = 0 or teacher_weights = "imagenet".'
+            )
+        if self.fixed_box != "none" and any((self.lambda_att, self.lambda_aff, self.beta_att, self.beta_aff)):
+            raise ValueError(
+                f'fixed_box = "{self.fixed_box}" leaves nothing to localise; set lambda_att, lambda_aff, beta_att and '
+                "beta_aff to 0, as the rows of notebook 10 do."
+            )
+        if self.fixed_box == "teacher" and self.teacher_weights == "live":
+            raise ValueError('fixed_box = "teacher" needs a fixed teacher; set teacher_weights = "imagenet".')
+        if self.classes is not None and len(set(self.classes)) < max(1, len(self.classes)):
+            raise ValueError(f"classes = {list(self.classes)}, but different class indices are needed.")
 
     @property
     def cut_bottom(self) -> int:
@@ -113,6 +154,7 @@ CPU = replace(
     train_per_class=54,
     test_per_class=45,
     photo_size=256,
+    validation_fraction=0.1,
     # The photo has twice the pixels of the classifier's input, so that a crop has detail to gain, as 448-pixel crops of
     # large photos do (ours). The baseline's input is the whole photo at the same size.
     image_size=224,
@@ -134,7 +176,7 @@ CPU = replace(
     table1_views=4,
     table1_steps=8_000,
     table1_resnet_s_steps=600,
-    table1_resnet50_steps=3,
+    table1_resnet50_steps=0,
 )
 
 # Real photos on a CPU, in hours: the first 25 classes of any of the paper's data sets. Chosen on the validation part of
@@ -173,20 +215,10 @@ SMOKE = replace(
     workers=0,
     table1_steps=30,
     table1_resnet_s_steps=4,
-    table1_resnet50_steps=1,
+    table1_runtime_s=0.02,
 )
 
 PROFILES = {"smoke": SMOKE, "cpu": CPU, "photos": PHOTOS, "paper": PAPER}
-
-CHOICES = {  # values that are words, and what each may be
-    "precision": ("fp32", "bf16"),
-    "teacher_weights": ("live", "imagenet"),
-    "teacher_layer": ("last", "stage"),
-    "teacher_mean": ("mean", "rms"),
-    "fixed_box": ("none", "centre", "teacher", "oracle"),
-}
-
-MAY_BE_ZERO = ("lr_drops", "localisation_epochs", "warmup_epochs", "workers")  # of the whole numbers
 
 
 def training_values(config: Config) -> dict:
@@ -197,49 +229,38 @@ def training_values(config: Config) -> dict:
 def load_config(profile: str, dataset: str = "synthbirds", /, **overrides) -> Config:
     """The profile's configuration for a data set, with some values replaced.
 
-    A folder of one's own photos is used with all its classes, whatever the profile's `num_classes`.
-    Raises ValueError for an unknown profile, data set or key, and TypeError for a value of the wrong type.
+    A folder of your own photos is used with all its classes, whatever the profile's `num_classes`.
+    Raises ValueError, one sentence, for unknown names, and for values that `Config` refuses.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}.")
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}; choose one of {', '.join(DATASETS)}.")
-    checked = {key: _checked(key, value) for key, value in overrides.items()}
+    _check_keys(dataset, overrides)
     own = {"num_classes": None} if dataset == "folder" else {}
-    return replace(PROFILES[profile], dataset=dataset, **(own | checked))
+    try:
+        return replace(PROFILES[profile], dataset=dataset, **(own | overrides))
+    except ValidationError as error:
+        raise ValueError(_sentence(error)) from None
 
 
-def _checked(key: str, value):
-    """The value in its field's type: 16 becomes 16.0 where a float belongs, so that equal values hash equally."""
-    types = {field.name: field.type for field in dataclasses.fields(Config)}
-    del types["profile"], types["dataset"]
-    if key in ("profile", "dataset"):
-        raise ValueError(f"{key} is no override; give it as --{key}, or as the notebook's parameter.")
-    if key not in types:
-        raise ValueError(f"{key!r} is no configuration key; the keys are: {', '.join(types)}.")
-    if key == "classes" and value is not None:
-        return _checked_classes(value)
-    kind = types[key]
-    accepted = kind | int if kind in (float, float | None) else kind  # 1 is as good as 1.0
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        wanted = getattr(kind, "__name__", kind)
-        raise TypeError(f"{key} = {value!r} is {type(value).__name__}, but {wanted} is needed.")
-    if key in CHOICES and value not in CHOICES[key]:
-        raise ValueError(f"{key} = {value!r}, but it must be one of {', '.join(CHOICES[key])}.")
-    if isinstance(value, int | float) and not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{key} = {value!r}, but it must be a finite number of at least 0.")
-    if value == 0 and kind in (int, int | None) and key not in MAY_BE_ZERO:
-        raise ValueError(f"{key} = 0, but it must be at least 1.")
-    return float(value) if isinstance(value, int) and kind in (float, float | None) else value
+def _check_keys(dataset: str, overrides: dict) -> None:
+    keys = [field.name for field in dataclasses.fields(Config) if field.name not in ("profile", "dataset")]
+    for key in overrides:
+        if key in ("profile", "dataset"):
+            raise ValueError(f"{key} is not an override; give it as --{key}, or as the notebook's parameter.")
+        if key not in keys:
+            raise ValueError(f"{key!r} is not a configuration key; the keys are: {', '.join(keys)}.")
+        if key in SYNTHBIRDS_KEYS and dataset != "synthbirds":
+            raise ValueError(f"{key} says how SynthBirds is drawn, but dataset is {dataset!r}; leave it out.")
 
 
-def _checked_classes(value) -> tuple[int, ...]:
-    """A range, list or tuple of class indices as a tuple."""
-    if not isinstance(value, range | list | tuple) or any(type(index) is not int for index in value):
-        raise TypeError(f"classes = {value!r}, but a range or list of whole numbers is needed.")
-    if not value or min(value) < 0 or len(set(value)) < len(value):
-        raise ValueError(f"classes = {value!r}, but different class indices from 0 are needed.")
-    return tuple(value)
+def _sentence(error: ValidationError) -> str:
+    """What pydantic found first, such as `epochs = 1.5, but it should be a valid integer.`"""
+    first = error.errors()[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    return f"{first['loc'][0]} = {first['input']!r}, but {first['msg'].replace('Input', 'it')}."
 
 
 def results_root() -> Path:

@@ -1,6 +1,6 @@
 """Crops fixed before training, the rows beside Table 2, and the share of the oracle's gain."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fgvclib.config import PAPER
 from fgvclib.data.fixed_boxes import with_fixed_boxes
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.loaders import PhotoDataset, colour_transform, evaluation_loader, training_loader
@@ -16,6 +17,7 @@ from fgvclib.data.splits import Splits, load_splits, read_dataset
 from fgvclib.model.system import build_model
 from fgvclib.study.bounds import BOUNDS, bounds_table
 from fgvclib.study.experiment import Experiment
+from fgvclib.study.table2 import ROWS
 from fgvclib.training.evaluation import predict
 from fgvclib.training.loop import train
 from fgvclib.training.runs import Run
@@ -27,7 +29,7 @@ def fixed(tiny, splits, data_folder, monkeypatch):
     monkeypatch.setenv("FGVC_DATA", str(data_folder))
 
     def cut(kind, margin=0.0):
-        config = replace(tiny, fixed_box=kind, crop_margin=margin)
+        config = replace(tiny, **ROWS["Baseline"], fixed_box=kind, crop_margin=margin)
         return with_fixed_boxes(load_splits(config), config)
 
     return cut
@@ -53,7 +55,7 @@ def test_oracle_refuses_photos_without_a_true_box(tiny, data_folder, monkeypatch
     photos.loc[photos["is_train"].eq(part == "train").idxmax(), BOX] = np.nan
     monkeypatch.setattr("fgvclib.data.splits.read_dataset", lambda config: (photos, names))
     with pytest.raises(ValueError, match="synthbirds has photos without a true box"):
-        load_splits(replace(tiny, fixed_box="oracle"))
+        load_splits(replace(tiny, **BOUNDS["Oracle crop"]))
 
 
 def test_only_the_oracles_training_knows_where_the_object_is(fixed, splits):
@@ -96,6 +98,22 @@ def test_every_row_has_a_configuration():
     for name, values in BOUNDS.items():
         config = Experiment("smoke", "synthbirds").row_config(name)
         assert {key: getattr(config, key) for key in values} == values
+
+
+def test_papers_row_is_the_paper_profile_itself():
+    paper = Experiment("paper", "cub200")
+    assert paper.row_config("Paper's losses and live teacher") == paper.row_config("End-to-end") == paper.config
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "photos"])
+def test_papers_row_differs_from_the_paper_by_what_a_small_profile_needs_alone(profile):
+    row = asdict(Experiment(profile, "synthbirds").row_config("Paper's losses and live teacher"))
+    differing = {key for key, value in asdict(PAPER).items() if row[key] != value and not key.startswith("table1_")}
+    data = {"profile", "num_classes", "train_per_class", "test_per_class", "photo_size", "validation_fraction"}
+    sizes = {"image_size", "crop_size", "teacher_size", "teacher_output_stride"}
+    networks = {"backbone", "setting2_backbone", "attnet_backbone", "attnet_standardise", "theta_gradient_limit"}
+    schedule = {"epochs", "batch_size", "learning_rate", "localisation_learning_rate", "lr_drops", "workers"}
+    assert differing <= data | sizes | networks | schedule
 
 
 def test_share_of_gain_is_measured_between_baseline_and_oracle(tiny):

@@ -1,5 +1,6 @@
 """Profiles and overrides: strict names and types, and a hash for every value."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ from fgvclib.config import (
     DATASETS,
     PAPER,
     PROFILES,
+    SYNTHBIRDS_KEYS,
     Config,
     data_root,
     folder_root,
@@ -21,15 +23,9 @@ from fgvclib.config import (
     results_folder,
     results_root,
 )
-
-
-def other(value):
-    """A value of the same type that differs."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, str):
-        return value + "x"
-    return 7 if value is None else value + 1
+from fgvclib.study.bounds import BOUNDS
+from fgvclib.study.experiment import SETTING_2, Experiment
+from fgvclib.study.table2 import ROWS
 
 
 def test_paper_profile_has_the_papers_values():
@@ -42,6 +38,7 @@ def test_paper_profile_has_the_papers_values():
     assert (config.backbone, config.embedding_dim) == ("resnet101.tv_in1k", 512)
     assert (config.setting2_backbone, config.setting2_embedding_dim) == ("resnet101c.gluon_in1k", 1024)
     assert config.attnet_backbone == "resnet50.tv_in1k"
+    assert config.validation_fraction == 0  # its epochs and settings are given: nothing is chosen
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -60,9 +57,9 @@ def test_smoke_profile_draws_less_than_the_cpu_profile():
 
 
 def test_overrides_replace_values_and_nothing_else():
-    config = load_config("cpu", "cub200", epochs=3, num_classes=None, lambda_att=1)
-    assert (config.epochs, config.num_classes, config.lambda_att, config.dataset) == (3, None, 1, "cub200")
-    expected = dataclasses.replace(load_config("cpu"), dataset="cub200", epochs=3, num_classes=None, lambda_att=1)
+    config = load_config("cpu", "cub200", epochs=5, num_classes=None, lambda_att=1)
+    assert (config.epochs, config.num_classes, config.lambda_att, config.dataset) == (5, None, 1, "cub200")
+    expected = dataclasses.replace(load_config("cpu"), dataset="cub200", epochs=5, num_classes=None, lambda_att=1)
     assert config == expected
 
 
@@ -71,9 +68,9 @@ def test_overrides_replace_values_and_nothing_else():
     [
         (("huge",), {}, "'huge'; choose one of smoke, cpu, photos, paper"),
         (("cpu", "dogs"), {}, "'dogs'; choose one of synthbirds, cub200, aircraft, cars, folder"),
-        (("cpu",), {"epoch": 3}, "'epoch' is no configuration key; the keys are: .*epochs"),
-        (("cpu",), {"hash": 3}, "'hash' is no configuration key"),
-        (("cpu",), {"dataset": "cub200"}, "dataset is no override; give it as --dataset"),
+        (("cpu",), {"epoch": 3}, "'epoch' is not a configuration key; the keys are: .*epochs"),
+        (("cpu",), {"hash": 3}, "'hash' is not a configuration key"),
+        (("cpu",), {"dataset": "cub200"}, "dataset is not an override; give it as --dataset"),
     ],
 )
 def test_unknown_names_are_refused_and_the_known_ones_listed(arguments, overrides, message):
@@ -82,18 +79,56 @@ def test_unknown_names_are_refused_and_the_known_ones_listed(arguments, override
 
 
 @pytest.mark.parametrize(
-    "key, value",
-    [("epochs", 1.5), ("epochs", "3"), ("epochs", None), ("epochs", True), ("learning_rate", "0.1"),
-     ("learning_rate", True), ("backbone", 50), ("num_classes", 2.0), ("attnet_standardise", 1)],
+    "key, value, wanted",
+    [("epochs", 1.5, "a valid integer"), ("epochs", "3", "a valid integer"), ("epochs", None, "a valid integer"),
+     ("epochs", True, "a valid integer"), ("num_classes", 2.0, "a valid integer"), ("epochs", 0, ".* equal to 1"),
+     ("workers", -1, ".* equal to 0"), ("learning_rate", "0.1", "a valid number"), ("learning_rate", True, "a valid n"),
+     ("learning_rate", -1.0, ".* equal to 0"), ("learning_rate", float("inf"), "a finite number"),
+     ("learning_rate", float("nan"), "a finite number"), ("validation_fraction", 1.0, "less than 1"),
+     ("backbone", 50, "a valid string"), ("attnet_standardise", 1, "a valid boolean"),
+     ("precision", "fp16", "'fp32' or 'bf16'"), ("classes", 3, "a valid tuple"), ("classes", "0-3", "a valid tuple")],
 )  # fmt: skip
-def test_value_of_the_wrong_type_is_refused(key, value):
-    with pytest.raises(TypeError, match=f"{key} = .* is needed"):
+def test_value_of_the_wrong_type_or_range_is_refused_in_one_sentence(key, value, wanted):
+    with pytest.raises(ValueError, match=rf"^{key} = {value!r}, but it should be {wanted}[^\n]*\.$"):
         load_config("cpu", **{key: value})
+
+
+@pytest.mark.parametrize(
+    "profile, overrides, message",
+    [
+        ("cpu", {"epochs": 3}, "epochs = 3 ends before the classifier has seen a crop, as warmup_epochs = 3; "),
+        ("paper", {"epochs": 2, "warmup_epochs": 5}, "epochs = 2 ends before"),
+        ("cpu", {"localisation_epochs": 1}, "localisation_epochs = 1 needs the maps of a fixed teacher"),
+        ("photos", {"teacher_weights": "live"}, "localisation_epochs = 20 needs the maps of a fixed teacher"),
+        ("cpu", {"fixed_box": "centre"}, 'fixed_box = "centre" leaves nothing to localise'),
+        ("cpu", ROWS["Baseline"] | {"fixed_box": "teacher"}, 'fixed_box = "teacher" needs a fixed teacher'),
+        ("cpu", {"classes": [1, 1]}, r"classes = \[1, 1\], but different class indices are needed"),
+        ("cpu", {"classes": []}, r"classes = \[\], but different class indices are needed"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(profile, overrides, message):
+    with pytest.raises(ValueError, match=rf"^{message}[^\n]*\.$"):
+        load_config(profile, **overrides)
+
+
+@pytest.mark.parametrize("key", SYNTHBIRDS_KEYS)
+def test_how_synthbirds_is_drawn_can_be_set_for_it_alone(key):
+    assert getattr(load_config("cpu", "synthbirds", **{key: 64}), key) == 64
+    with pytest.raises(ValueError, match=f"^{key} says how SynthBirds is drawn, but dataset is 'cars'; leave it out.$"):
+        load_config("cpu", "cars", **{key: 64})
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("row", [*ROWS, *BOUNDS, SETTING_2])
+def test_every_row_is_valid_in_every_profile(profile, row):
+    config = Experiment(profile, "cub200").row_config(row)
+    assert config.epochs > config.warmup_epochs and config.profile == profile
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
 def test_hash_changes_with_any_value(field):
-    changed = dataclasses.replace(PAPER, **{field.name: other(getattr(PAPER, field.name))})
+    changed = copy.copy(PAPER)
+    object.__setattr__(changed, field.name, "another")  # of whatever type: the hash does not check
     assert changed.hash() != PAPER.hash()
     assert len(PAPER.hash()) == 10 and set(PAPER.hash()) <= set("0123456789abcdef")
 
@@ -119,12 +154,9 @@ def test_classes_by_index(given):
     )
 
 
-@pytest.mark.parametrize(
-    "given, kind", [(3, TypeError), ("0-3", TypeError), ([True], TypeError), ([0.0], TypeError), ([], ValueError),
-                    ([1, 1], ValueError), ([-1], ValueError)]
-)  # fmt: skip
-def test_what_is_no_list_of_classes_is_refused(given, kind):
-    with pytest.raises(kind, match="classes = .* needed"):
+@pytest.mark.parametrize("given", [[True], [0.0], [-1]])
+def test_what_is_not_a_class_index_is_refused(given):
+    with pytest.raises(ValueError, match=f"^classes = {given[0]}, but it should be "):
         load_config("cpu", classes=given)
 
 
@@ -152,7 +184,7 @@ def test_roots_follow_the_environment(monkeypatch):
 def test_changed_values_have_a_results_folder_of_their_own(monkeypatch):
     monkeypatch.setenv("FGVC_RESULTS", "/r")
     assert results_folder(load_config("cpu")) == Path("/r/cpu-synthbirds")
-    changed = load_config("cpu", "cub200", epochs=3)
+    changed = load_config("cpu", "cub200", epochs=5)
     assert results_folder(changed) == Path(f"/r/cpu-cub200-{changed.hash()}")
     assert results_folder(load_config("cpu", epochs=load_config("cpu").epochs)) == Path("/r/cpu-synthbirds")
 

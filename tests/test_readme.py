@@ -37,10 +37,6 @@ def test_link_leads_somewhere(target):
     assert (PROJECT / target).exists()
 
 
-def test_nothing_is_left_to_fill_in():
-    assert "@@" not in README
-
-
 REAL_BIRDS = {
     "Baseline": "whole photo (baseline)",
     "Paper's recipe": "the paper's recipe, one pass",

@@ -10,13 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fgvclib.config import CHOICES, Config, results_root
+from fgvclib.config import Config, TeacherLayer, TeacherMean, results_root
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.loaders import evaluation_loader
 from fgvclib.utils.device import default_device
@@ -59,7 +60,7 @@ def compare_teachers(photos: pd.DataFrame, config: Config, thresholds: Sequence[
     """
     true = torch.from_numpy(photos[BOX].to_numpy(dtype="float32"))
     rows = {}
-    for layer, mean in itertools.product(CHOICES["teacher_layer"], CHOICES["teacher_mean"]):
+    for layer, mean in itertools.product(get_args(TeacherLayer), get_args(TeacherMean)):
         teacher = replace(config, teacher_weights="imagenet", teacher_layer=layer, teacher_mean=mean)
         maps = teacher_maps(photos, teacher)
         hits = {tau: box_iou(true, attention_to_box(maps, tau)) >= 0.5 for tau in thresholds}

@@ -22,7 +22,7 @@ SETTING_2 = "setting 2"
 
 
 class Experiment:
-    """One profile on one data set. Raises ValueError or TypeError for names and values that do not exist."""
+    """One profile on one data set. Raises ValueError for names and values that do not exist."""
 
     def __init__(self, profile: str, dataset: str, seeds: Sequence[int] = (0,), overrides: dict | None = None):
         self.config = load_config(profile, dataset, **(overrides or {}))
@@ -44,7 +44,7 @@ class Experiment:
             return replace(self.config, **setting)
         rows = ROWS | BOUNDS
         if row not in rows:
-            raise ValueError(f"{row!r} is no row; the rows are {', '.join(rows)}, and {SETTING_2!r}.")
+            raise ValueError(f"{row!r} is not a row; the rows are {', '.join(rows)}, and {SETTING_2!r}.")
         return replace(self.config, **rows[row])
 
     def run(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run:

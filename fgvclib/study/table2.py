@@ -1,4 +1,4 @@
-"""Table 2: which part of the system brings what (paper, section 3.2.1)."""
+"""Table 2: what each part of the system contributes (paper, section 3.2.1)."""
 
 from collections.abc import Mapping, Sequence
 
