@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fgvclib.model.backbones import Stem
+from fgvclib.model.backbones import Renormalise, Stem, normalisation
 from fgvclib.model.geometry import resize
 
 STRIDE = 4  # of the grid that the last convolution sees, whatever the stage's
@@ -20,6 +20,9 @@ class AttNet(nn.Module):
     `standardise` (ours) brings every feature channel to mean 0 and variance 1 before the convolution. ResNet's stage
     ends in a ReLU; EfficientNet's in a linear bottleneck with a standard deviation near 9, on which lambda_att = 16
     diverges at the paper's learning rate.
+
+    Images come normalised for the classifier. Where its backbone, `images_for`, and this one were trained with
+    different means or standard deviations, they are normalised anew; None: they are normalised for this one.
     """
 
     def __init__(
@@ -29,15 +32,19 @@ class AttNet(nn.Module):
         map_size: int = 14,
         standardise: bool = False,
         stride: int = STRIDE,
+        images_for: str | None = None,
     ):
         super().__init__()
         self.map_size = map_size
         self.input_size = STRIDE * (map_size + 2)
+        same = images_for is None or normalisation(images_for) == normalisation(backbone)
+        self.renormalise = nn.Identity() if same else Renormalise(images_for, backbone)
         self.stem = Stem(backbone, pretrained, stride)
         self.norm = nn.BatchNorm2d(self.stem.num_features, affine=False) if standardise else nn.Identity()
         self.head = nn.Conv2d(self.stem.num_features, 1, kernel_size=3)
 
     def forward(self, images: Tensor) -> Tensor:
-        small = resize(images, self.input_size).contiguous(memory_format=torch.channels_last)  # (B, 3, 64, 64)
+        small = self.renormalise(resize(images, self.input_size))  # (B, 3, 64, 64)
+        small = small.contiguous(memory_format=torch.channels_last)
         features = resize(self.norm(self.stem(small)), self.map_size + 2)  # (B, C, 16, 16)
         return self.head(features)  # (B, 1, 14, 14)

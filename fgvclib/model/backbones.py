@@ -5,6 +5,7 @@ same 296 tensors in the same order as timm's `tf_efficientnet_lite0`, under othe
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import timm
 import torch
@@ -13,18 +14,36 @@ from torch import Tensor, nn
 OFFLINE = "efficientnet_lite0.pypi"
 _OFFLINE_ARCHITECTURE = "tf_efficientnet_lite0"
 _OFFLINE_NORMALISATION = ((127 / 255,) * 3, (128 / 255,) * 3)  # its inputs are (pixel - 127) / 128
+# Options with which networks of a fixed input size take any: vision transformers, Swin transformers.
+_ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False, "always_partition": True})
 
 
 def create_backbone(tag: str, pretrained: bool = True, output_stride: int = 32) -> nn.Module:
-    """Feature extractor without head: `forward_features`: (B, 3, H, W) → (B, C, H/stride, W/stride).
+    """Feature extractor without head, to be called by `feature_maps`. Its `num_features` is C.
 
-    Its `num_features` is C. Raises ValueError for a tag that timm does not know, ConnectionError where its
-    weights can not be had.
+    An `output_stride` of 32 is the network's own (16 for many vision transformers). Raises ValueError for a tag that
+    timm does not know or a stride that the network cannot have, ConnectionError where its weights cannot be had.
     """
     options = {"num_classes": 0, "global_pool": ""}
-    if output_stride != 32:
-        options["output_stride"] = output_stride
-    return _create(tag, pretrained, options)
+    if output_stride == 32:
+        return _create(tag, pretrained, options)
+    try:
+        return _create(tag, pretrained, options | {"output_stride": output_stride})
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"{tag} cannot have an output stride of {output_stride}; set teacher_output_stride to 32, or choose a "
+            "ResNet, RegNet, ConvNeXt or EfficientNet."
+        ) from error
+
+
+def feature_maps(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Output of the last layer of any timm network: images (B, 3, H, W) → (B, C, h, w)."""
+    if hasattr(backbone, "num_prefix_tokens"):  # a vision transformer: its patches, without class and register tokens
+        (features,) = backbone.forward_intermediates(images, indices=[-1], norm=True, intermediates_only=True)
+        return features
+    features = backbone.forward_features(images)
+    channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"  # Swin
+    return features.permute(0, 3, 1, 2) if channels_last else features
 
 
 class Stem(nn.Module):
@@ -59,6 +78,20 @@ def normalisation(tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(settings.mean), tuple(settings.std)
 
 
+class Renormalise(nn.Module):
+    """Images normalised for the backbone `source` → normalised for the backbone `target`; (B, 3, H, W) both."""
+
+    def __init__(self, source: str, target: str):
+        super().__init__()
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(source))
+        own_mean, own_std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(target))
+        self.register_buffer("scale", std / own_std, persistent=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift
+
+
 def _architecture(tag: str) -> str:
     if tag == OFFLINE:
         return _OFFLINE_ARCHITECTURE
@@ -71,7 +104,7 @@ def _create(tag: str, pretrained: bool, options: Mapping) -> nn.Module:
     architecture = _architecture(tag)
     if tag != OFFLINE:
         try:
-            return timm.create_model(architecture, pretrained=pretrained, **options)
+            return _of_any_size(architecture, pretrained, options)
         except (OSError, RuntimeError) as error:  # no internet, or no published weights
             raise ConnectionError(
                 f"The ImageNet weights of {tag} could not be loaded ({error}); connect to the internet once, "
@@ -81,6 +114,14 @@ def _create(tag: str, pretrained: bool, options: Mapping) -> nn.Module:
     if pretrained:
         _copy_by_order(_offline_weights(), model)
     return model
+
+
+def _of_any_size(architecture: str, pretrained: bool, options: Mapping) -> nn.Module:
+    if timm.get_pretrained_cfg(architecture).fixed_input_size:
+        for any_size in _ANY_SIZE:
+            with suppress(TypeError):  # of a network that has no such option
+                return timm.create_model(architecture, pretrained=pretrained, **options, **any_size)
+    return timm.create_model(architecture, pretrained=pretrained, **options)
 
 
 def _offline_weights() -> Mapping[str, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fgvclib.model.backbones import create_backbone
+from fgvclib.model.backbones import create_backbone, feature_maps
 
 
 class GlobalKMaxPool2d(nn.Module):
@@ -48,5 +48,5 @@ class Classifier(nn.Module):
         return self.output(embedding), embedding
 
     def feature_maps(self, images: Tensor) -> Tensor:
-        """Output of the last convolutional layer: (B, C, H/stride, W/stride)."""
-        return self.backbone.forward_features(images.contiguous(memory_format=torch.channels_last))
+        """Output of the last layer: (B, C, H/stride, W/stride)."""
+        return feature_maps(self.backbone, images.contiguous(memory_format=torch.channels_last))

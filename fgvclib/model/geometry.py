@@ -42,7 +42,7 @@ def crop(images: Tensor, theta: Tensor, size: int) -> Tensor:
     """Differentiable crop by bilinear sampling (spatial transformer; paper, section 2).
 
     images (B, 3, H, W) and theta (B, 4) → (B, 3, size, size). The paper leaves open what lies beyond the image: here
-    zeros, which after normalisation is the mean colour, so that nothing there looks like an object.
+    zeros, which after normalisation is the classifier's mean colour, so that nothing there looks like an object.
     """
     # A grid in half precision would be a pixel off.
     grid = _sampling_grid(theta.to(images.dtype), size)

@@ -97,7 +97,12 @@ def build_model(config: "Config", num_classes: int, pretrained: bool = True) -> 
     where that holds for both, localisation is off and the model is the baseline of Table 2.
     """
     attnet = AttNet(
-        config.attnet_backbone, pretrained, config.map_size, config.attnet_standardise, config.attnet_stride
+        config.attnet_backbone,
+        pretrained,
+        config.map_size,
+        config.attnet_standardise,
+        config.attnet_stride,
+        images_for=config.backbone,
     )
     affnet = AffNet(config.map_size, threshold=config.threshold, sharpness=config.sharpness)
     affnet_learns = config.lambda_aff > 0 or config.beta_aff > 0
