@@ -11,7 +11,7 @@ unexport PYTHONPATH PYTHONHOME
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce lab app test clean
+.PHONY: help setup reproduce lab app book test clean
 
 help: ## List the targets
 	@echo "Targets:"
@@ -32,6 +32,9 @@ lab: .venv/.installed ## Open JupyterLab on the notebooks, with the project's ow
 
 app: .venv/.installed ## Serve the explorer (notebook 09) as a web app, on this machine
 	.venv/bin/fgvc app --profile "$(PROFILE)" --dataset "$(DATASET)"
+
+book: .venv/.installed ## Build the executed notebooks and the exercises as a website in site/
+	.venv/bin/python docs/book/build.py
 
 test: .venv/.installed ## Check style and run the test suite
 	.venv/bin/ruff check
