@@ -1,6 +1,7 @@
 """Photos of every kind become upright RGB, or one sentence."""
 
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from fgvclib.data import photos
-from fgvclib.data.photos import open_photo
+from fgvclib.data.photos import open_photo, upright_size
 
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (99, 99, 99)
 # The upright photo, 3 wide and 2 high, and how its pixels are stored for each EXIF orientation (EXIF 2.3, table 6:
@@ -34,16 +35,19 @@ def with_exif(path: Path, pixels: np.ndarray, orientation: int, **more) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["photo.png", "photo.tif", "photo.webp"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_every_exif_orientation_is_turned_upright(tmp_path, orientation):
+def test_every_exif_orientation_is_turned_upright(tmp_path, orientation, name):
     """The rule of the table by hand for the two turns that phones make: orientation 6 is stored turned left."""
     stored = STORED[orientation]
     if orientation == 6:
         assert stored[0].tolist() == [list(BLUE), list(GREY)]  # row 0 is the right side, from the top
     if orientation == 8:
         assert stored[0].tolist() == [list(GREY), list(RED)]  # row 0 is the left side, from the bottom
-    photo = open_photo(with_exif(tmp_path / "photo.png", np.ascontiguousarray(stored), orientation))
-    assert np.array_equal(np.asarray(photo), UPRIGHT)
+    more = {"lossless": True} if name.endswith("webp") else {}
+    path = with_exif(tmp_path / name, np.ascontiguousarray(stored), orientation, **more)
+    assert np.array_equal(np.asarray(open_photo(path)), UPRIGHT)
+    assert upright_size(path) == (3, 2)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -101,6 +105,37 @@ def test_sixteen_bits_become_eight_and_are_not_clipped(tmp_path, name, kind):
     assert np.asarray(open_photo(path))[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
 
 
+@pytest.mark.parametrize(
+    "kind, values, greys",
+    [
+        (np.float32, [0, 0.25, 0.5, 1], [0, 64, 128, 255]),
+        (np.int32, [0, 1, 128, 255], [0, 1, 128, 255]),  # 8 bits in a science camera's 32
+        (np.int32, [0, 257, 256, 65535], [0, 1, 1, 255]),
+        (np.uint16, [0, 255, 257, 65535], [0, 1, 1, 255]),
+        (np.uint16, [0, 1, 128, 255], [0, 0, 0, 1]),  # a photo in the dark stays dark
+    ],
+)
+def test_deep_tiffs_are_neither_black_nor_white(tmp_path, kind, values, greys):
+    path = save(tmp_path / "deep.tif", np.array([values], dtype=kind))
+    assert np.asarray(open_photo(path))[0, :, 0].tolist() == greys
+
+
+@pytest.mark.parametrize(
+    "kind, values, told",
+    [
+        (np.float32, [0, 300.5], "between 0 and 300.5, where 0 to 1 is"),
+        (np.float32, [-0.5, 1], "between -0.5 and 1,"),
+        (np.float32, [0, np.nan], "between nan and nan,"),
+        (np.int32, [0, 70000], "between 0 and 70000, where 0 to 65535 is"),
+        (np.int32, [-3, 255], "between -3 and 255,"),
+    ],
+)
+def test_numbers_whose_white_is_not_known_are_refused(tmp_path, kind, values, told):
+    path = save(tmp_path / "deep.tif", np.array([values], dtype=kind))
+    with pytest.raises(OSError, match=rf"deep.tif .*\(its values lie {told}.*\); save it as JPEG or PNG\."):
+        open_photo(path)
+
+
 def test_grey_is_three_equal_channels(tmp_path):
     path = save(tmp_path / "grey.jpg", np.full((8, 8), 77, dtype=np.uint8))
     assert Image.open(path).mode == "L"
@@ -120,14 +155,25 @@ def test_photo_of_one_pixel(tmp_path):
     assert open_photo(save(tmp_path / "dot.png", np.array([[[1, 2, 3]]], dtype=np.uint8))).getpixel((0, 0)) == (1, 2, 3)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest forgets the library's own filter
 def test_photo_of_200_megapixels_is_opened_and_of_more_than_300_refused(tmp_path, monkeypatch):
     """Pillow's own limit is 179 million. The limit is moved to small photos here, and was measured with large ones."""
-    assert 200_000_000 < 2 * Image.MAX_IMAGE_PIXELS == 300_000_000
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    assert photos.LIMIT == 300_000_000
+    monkeypatch.setattr(photos, "LIMIT", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert open_photo(save(tmp_path / "large.png", np.zeros((9, 11, 3), dtype=np.uint8))).size == (11, 9)
     with pytest.raises(OSError, match=r"larger.png .*\(it has more than 100 pixels\); make it smaller\."):
         open_photo(save(tmp_path / "larger.png", np.zeros((9, 12, 3), dtype=np.uint8)))
+
+
+def test_pillows_settings_stay_those_of_the_importing_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    filters = list(warnings.filters)
+    open_photo(save(tmp_path / "large.png", np.zeros((9, 11, 3), dtype=np.uint8)))
+    with pytest.raises(OSError, match="no such file"):
+        open_photo(tmp_path / "missing.png")
+    assert Image.MAX_IMAGE_PIXELS == 10 and warnings.filters == filters
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "large.png")
 
 
 # --- what can not be opened

@@ -79,9 +79,10 @@ def half_precision_weights(path: Path, smallest: int = 1024) -> None:
 
 
 def export_run(folder: Path, path: Path | str | None = None) -> Path:
-    """Export the checkpoint of a run's folder, to `model.onnx` in it where no path is given.
+    """Export the checkpoint of a run's folder to `path`, by default `model.onnx` in it; to `model.onnx` in a folder.
 
     Raises ValueError where the folder holds no readable checkpoint.
     """
     trained = Recogniser(folder / "checkpoint.pt")
-    return export_onnx(trained.model, path or folder / "model.onnx", trained.config.image_size)
+    path = Path(path or folder)
+    return export_onnx(trained.model, path / "model.onnx" if path.is_dir() else path, trained.config.image_size)

@@ -1,4 +1,4 @@
-"""A trained system on photos of one's own: which class, how sure, and where. The command `fgvc predict`.
+"""A trained system on your own photos: which class, how sure, and where. The command `fgvc predict`.
 
 A run's checkpoint is all that it needs: it holds the configuration, the class names and the weights.
 """
@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from fgvclib.apps.canvas import dejavu
 from fgvclib.config import Config
 from fgvclib.data.augment import to_input
-from fgvclib.data.photos import open_photo
+from fgvclib.data.photos import DRAWING_SUFFIX, MARK, is_drawing, open_photo, printable
 from fgvclib.figures import BOX_STYLES
 from fgvclib.model.geometry import theta_to_box
 from fgvclib.model.system import build_model
@@ -24,7 +24,6 @@ from fgvclib.utils.files import atomic_path
 from fgvclib.utils.progress import progress
 
 DRAWING_SIDE = 2048  # a drawing's longer side at most, in pixels: to look at, not to print
-MARK = ("Software", "fgvc predict")  # PNG text that tells a drawing, which may be replaced, from a photo
 
 
 class Recognition(NamedTuple):
@@ -86,27 +85,30 @@ def recognise_files(
 
     A row has photo, class, probability, the box x1 … y2 in pixels, the photo's width and height, and where it was drawn
     (None where that failed). The drawing of `bird.jpg` is `bird.jpg.box.png`, beside it or in the folder `output`.
+    Such drawings are passed over, so that `folder/*` can be given again.
     """
     rows, failures, drawn = [], [], {}
-    for path in progress(list(paths), "photos"):
+    for path in progress([path for path in paths if not is_drawing(path)], "photos"):
         try:
             photo = open_photo(path)
         except OSError as error:
-            failures.append(str(error))
+            failures.append(printable(str(error)))
             continue
         found = recogniser(photo)
-        drawing = (output or path.parent) / f"{path.name}.box.png"
+        drawing = (output or path.parent) / f"{path.name}{DRAWING_SUFFIX}"
         try:
             if drawn.setdefault(drawing, path.resolve()) != path.resolve():
                 raise FileExistsError("another photo of the same name was drawn there")
             save_drawing(draw(photo, found), drawing)
         except OSError as error:
-            failures.append(f"{drawing} can not be written ({error.strerror or error}); choose another --output.")
+            failures.append(
+                f"{printable(drawing)} can not be written ({error.strerror or error}); choose another --output."
+            )
             drawing = None
         corners = dict(zip(("x1", "y1", "x2", "y2"), found.box, strict=True))
         size = {"width": photo.width, "height": photo.height}
-        row = {"photo": str(path), "class": found.class_name, "probability": found.probability, **corners, **size}
-        rows.append(row | {"drawing": drawing and str(drawing)})
+        row = {"photo": printable(path), "class": found.class_name, "probability": found.probability, **corners, **size}
+        rows.append(row | {"drawing": drawing and printable(drawing)})
     return rows, failures
 
 
@@ -135,18 +137,9 @@ def readable(class_name: str) -> str:
 
 def save_drawing(picture: Image.Image, path: Path) -> None:
     """Write a PNG that replaces an earlier drawing, but no other file. Raises OSError."""
-    if path.exists() and not _is_drawing(path):
+    if path.exists() and not is_drawing(path):
         raise FileExistsError("a file of that name is there that is no drawing of this command")
     mark = PngInfo()
     mark.add_text(*MARK)
     with atomic_path(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=mark)
-
-
-def _is_drawing(path: Path) -> bool:
-    key, value = MARK
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get(key) == value
-    except OSError:  # not even a picture
-        return False

@@ -1,4 +1,4 @@
-"""Stanford Cars (Krause et al. 2013): 196 cars. No official source is left, so one brings a copy, of three kinds:
+"""Stanford Cars (Krause et al. 2013): 196 cars. No official source is left, so you bring a copy, of three kinds:
 
 - photos in `cars_train` and `cars_test` (torchvision's `StanfordCars`; Kaggle nests `cars_train/cars_train`) with the
   devkit's `cars_train_annos.mat` and `cars_meta.mat`, and `cars_test_annos_withlabels.mat`;
@@ -23,7 +23,7 @@ import pandas as pd
 from fgvclib.config import Config, data_root
 from fgvclib.data.download import check_md5, unpack
 from fgvclib.data.folder import read_by_class, relative_names
-from fgvclib.data.index import BOX, COLUMNS, numbers
+from fgvclib.data.index import BOX, COLUMNS, find, numbers
 from fgvclib.utils.files import move_into_place
 from fgvclib.utils.progress import progress
 
@@ -70,15 +70,6 @@ def fingerprint(root: Path) -> bytes:
     photos, class_names = read(root)
     columns = photos[["label", "is_train", *BOX]].to_numpy().tolist()
     return repr([class_names, relative_names(photos, root), columns]).encode()
-
-
-def find(root: Path, pattern: str) -> Path | None:
-    """The first match of a pattern in `root` or up to two folders down."""
-    for prefix in ("", "*/", "*/*/"):
-        found = sorted(root.glob(prefix + pattern))
-        if found:
-            return found[0]
-    return None
 
 
 # --- photos in cars_train and cars_test, labels in .mat files

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from fgvclib import __version__
+from fgvclib.data.index import find
 from fgvclib.utils.files import move_into_place
 from fgvclib.utils.progress import progress
 
@@ -46,10 +47,10 @@ class Archive:
 def obtain(archive: Archive, root: Path) -> Path:
     """The unpacked folder `root`, made from the archive beside it, which is downloaded where it is missing.
 
-    Raises NotObtained.
+    A copy up to two folders further down, as Kaggle nests them, is used where it lies. Raises NotObtained.
     """
-    if (root / archive.marker).is_file():
-        return root
+    if marker := find(root, archive.marker):
+        return marker.parents[archive.marker.count("/")]
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(root.parent / f".{archive.name}.lock"):

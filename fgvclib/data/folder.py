@@ -1,9 +1,13 @@
-"""A folder of one's own photos: `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, as torchvision's `ImageFolder` reads them.
+"""A folder of the user's photos: `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, as torchvision's `ImageFolder` reads them.
+
+Unlike there, what other programs leave behind is neither a class nor a photo, and a class is the same in `train` and
+`test` however its accents are written.
 
 True boxes are optional: `boxes.csv` with the columns path (`test/Robin/1.jpg`), x1, y1, x2, y2 in pixels of the photo
 as one sees it. They are for evaluation alone; without them localisation is not scored.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +15,13 @@ import pandas as pd
 
 from fgvclib.config import Config, folder_root
 from fgvclib.data.index import BOX, COLUMNS, numbers, same_name
+from fgvclib.data.photos import is_drawing, printable
 
 COUNTS = None
 CHECKSUMS: dict[str, str] = {}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+# Jupyter's and Git's folders and macOS' files start with a dot; archives from macOS, Synology and Windows add others.
+LEFT_BEHIND = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 LAYOUT = "put photos into train/CLASS/ and test/CLASS/, one folder for each class"
 
 
@@ -39,24 +47,54 @@ def read(root: Path | str) -> tuple[pd.DataFrame, list[str]]:
 
 def read_by_class(root: Path) -> tuple[pd.DataFrame, list[str]]:
     """`train/CLASS/*` and `test/CLASS/*` → table without boxes, and class names."""
-    train, test = _listing(root / "train"), _listing(root / "test")
-    missing = {same_name(name) for name in train.classes} ^ {same_name(name) for name in test.classes}
-    if missing:
+    train, test = _photos_by_class(root / "train"), _photos_by_class(root / "test")
+    if missing := train.keys() ^ test.keys():
         raise ValueError(f"{root}: train and test differ in the classes {', '.join(sorted(missing))}; {LAYOUT}.")
-    samples = [(*sample, part is train) for part in (train, test) for sample in part.samples]
+    class_names = sorted(train)
+    samples = [
+        (str(path), label, part is train)
+        for part in (train, test)
+        for label, name in enumerate(class_names)
+        for path in part[name]
+    ]
     photos = pd.DataFrame(samples, columns=["path", "label", "is_train"])
-    photos = photos[~photos["path"].map(lambda path: Path(path).name.startswith("."))]  # what macOS leaves behind
-    photos = photos.reset_index(drop=True)
-    return photos.assign(image_id=photos.index + 1, **dict.fromkeys(BOX, np.nan))[COLUMNS], train.classes
+    return photos.assign(image_id=photos.index + 1, **dict.fromkeys(BOX, np.nan))[COLUMNS], class_names
 
 
-def _listing(folder: Path):
-    from torchvision.datasets import ImageFolder  # imports torch, which the other data sets are read without
+def _photos_by_class(folder: Path) -> dict[str, list[Path]]:
+    """Class name → its photos. Raises FileNotFoundError for a folder without classes, or a class without photos."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not there; {LAYOUT}.")
+    classes: dict[str, list[Path]] = {}
+    for entry in _listed(folder):
+        if entry.is_dir():
+            classes.setdefault(same_name(entry.name), []).extend(_photos_below(entry, {folder.resolve()}))
+    if empty := [name for name, photos in classes.items() if not photos]:
+        raise FileNotFoundError(f"{folder} has no photo of the classes {', '.join(empty)}; {LAYOUT}.")
+    if not classes:
+        raise FileNotFoundError(f"{folder} has no folder of a class; {LAYOUT}.")
+    return classes
 
-    try:
-        return ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{folder} can not be used ({error}); {LAYOUT}.") from error
+
+def _photos_below(folder: Path, above: set[Path]) -> Iterator[Path]:
+    """Photos in a folder and in those below it. Links are followed, unless they lead back to a folder `above`."""
+    here = folder.resolve()
+    if here in above:
+        return
+    for entry in _listed(folder):
+        if entry.is_dir():
+            yield from _photos_below(entry, above | {here})
+        elif entry.suffix.lower() in SUFFIXES and not is_drawing(entry):
+            yield entry
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder but left behind there by other programs. Raises ValueError for a name that is not text."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(LEFT_BEHIND))
+    for entry in entries:
+        if printable(entry.name) != entry.name:
+            raise ValueError(f"{printable(entry)} has a name that is not in UTF-8; rename it.")
+    return entries
 
 
 def relative_names(photos: pd.DataFrame, root: Path) -> list[str]:

@@ -15,6 +15,15 @@ CROP = [f"crop_{corner}" for corner in BOX]  # of photos that are cut before tra
 COLUMNS = ["image_id", "path", "label", "is_train", *BOX]
 
 
+def find(root: Path, pattern: str) -> Path | None:
+    """The first match of a pattern in `root` or up to two folders down."""
+    for prefix in ("", "*/", "*/*/"):
+        found = sorted(root.glob(prefix + pattern))
+        if found:
+            return found[0]
+    return None
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank, whatever its line ends. Raises FileNotFoundError or ValueError."""
     if not path.is_file():

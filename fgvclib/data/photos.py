@@ -1,19 +1,22 @@
 """Opening photos: what a phone or a camera makes becomes an upright RGB picture, or one sentence that says why not."""
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-# Pillow refuses what has twice as many pixels as this; by default that is 179 million, and phones make 200 million.
-Image.MAX_IMAGE_PIXELS = 150_000_000
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)  # the photo is shown all the same
-
+LIMIT = 300_000_000  # pixels; Pillow by itself refuses more than 179 million, and phones make 200 million
+MARK = ("Software", "fgvc predict")  # PNG text that tells a drawing of `fgvc predict` from a photo
+DRAWING_SUFFIX = ".box.png"
 ORIENTATION = 0x0112  # EXIF: how to turn the stored pixels so that the photo is upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,35 +33,62 @@ HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 def open_photo(path: Path | str) -> Image.Image:
     """The photo as a viewer shows it: RGB with 8 bits, turned as its EXIF orientation says, transparent parts white.
 
-    Raises OSError with one sentence for what is no photo, damaged, or beyond 300 million pixels.
+    Raises OSError with one sentence for what is not a photo, damaged, or beyond 300 million pixels.
     """
-    _register_heif()
     try:
-        with Image.open(path) as photo:
+        with _opened(path) as photo:
             photo.load()
-            turn = UPRIGHT.get(_orientation(photo))
+            orientation = _orientation(photo)  # a TIFF has none left: Pillow turns it as it reads the pixels
             photo = to_rgb(photo)
     except Exception as error:  # decoders raise many kinds for damaged files
         raise OSError(_sentence(Path(path), error)) from error
     # Not ImageOps.exif_transpose, which also writes the other EXIF fields anew and fails where one is malformed.
-    return photo if turn is None else photo.transpose(turn)
+    return photo if orientation not in UPRIGHT else photo.transpose(UPRIGHT[orientation])
 
 
 def upright_size(path: Path | str) -> tuple[int, int]:
     """Width and height of what `open_photo` gives, without decoding the pixels. Raises OSError as it does."""
-    _register_heif()
     try:
-        with Image.open(path) as photo:
-            width, height = photo.size
-            turned = _orientation(photo) >= 5  # by a quarter
+        with _opened(path) as photo:
+            # Pillow gives a TIFF's size before or after turning, by version; its tags do not change.
+            is_tiff = isinstance(photo, TiffImageFile)
+            width, height = (photo.tag_v2[IMAGEWIDTH], photo.tag_v2[IMAGELENGTH]) if is_tiff else photo.size
+            turned = 5 <= _orientation(photo) <= 8  # by a quarter
     except Exception as error:
         raise OSError(_sentence(Path(path), error)) from error
     return (height, width) if turned else (width, height)
 
 
+def _opened(path: Path | str) -> Image.Image:
+    _register_heif()
+    with _pillows_rules():
+        photo = Image.open(path)
+    if photo.width * photo.height > LIMIT:
+        photo.close()
+        raise Image.DecompressionBombError
+    return photo
+
+
+_RULES = RLock()
+os.register_at_fork(before=_RULES.acquire, after_in_parent=_RULES.release, after_in_child=_RULES.release)
+
+
+@contextmanager
+def _pillows_rules() -> Iterator[None]:
+    """Pillow without its own limit and its warnings of damaged EXIF data: both belong to the importing program."""
+    with _RULES, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def _orientation(photo: Image.Image) -> int:
     try:
-        return int(photo.getexif().get(ORIENTATION, 1))
+        with _pillows_rules():
+            return int(photo.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF data say nothing of the orientation, and nothing against the pixels
         return 1
 
@@ -70,15 +100,43 @@ def _register_heif() -> None:
 
 
 def to_rgb(photo: Image.Image) -> Image.Image:
-    """Any mode → RGB. Pillow's `convert` alone clips 16 bits to white, and shows what lies under transparent parts."""
-    if photo.mode.startswith("I"):  # 16 bits, also where Pillow keeps them in 32
-        values = np.asarray(photo).clip(0, 65535) / 257
-        photo = Image.fromarray(values.round().astype(np.uint8))
+    """Any mode → RGB. Pillow's `convert` alone clips 16 bits to white, and shows what lies under transparent parts.
+
+    Raises ValueError for numbers whose white is not known.
+    """
+    if photo.mode.startswith(("I", "F")):
+        photo = Image.fromarray(_eight_bits(np.asarray(photo), photo.mode))
     if photo.has_transparency_data:
         opaque = Image.new("RGBA", photo.size, "white")
         opaque.alpha_composite(photo.convert("RGBA"))
         photo = opaque
     return photo.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values of 16 or 32 bits → uint8. White is 1 for floats; else 65535, or 255 where 32 bits hold no more."""
+    low, high = values.min(), values.max()
+    white = 1 if mode.startswith("F") else 255 if mode == "I" and high <= 255 else 65535
+    if not 0 <= low <= high <= white:
+        raise ValueError(f"its values lie between {low:g} and {high:g}, where 0 to {white} is expected")
+    return (values * (255 / white)).round().astype(np.uint8)
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether a file is a drawing of `fgvc predict`, by name and content."""
+    key, value = MARK
+    if not path.name.endswith(DRAWING_SUFFIX):
+        return False
+    try:
+        with _opened(path) as picture:
+            return picture.info.get(key) == value
+    except OSError:  # not even a picture
+        return False
+
+
+def printable(path: Path | str) -> str:
+    r"""A name as text that can be printed and stored; bytes that are not UTF-8 become `\xf6` and the like."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _sentence(path: Path, error: Exception) -> str:
@@ -91,7 +149,9 @@ def _sentence(path: Path, error: Exception) -> str:
     elif isinstance(error, PermissionError):
         reason, remedy = "permission denied", "change its permissions"
     elif isinstance(error, Image.DecompressionBombError):
-        reason, remedy = f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels", "make it smaller"
+        reason, remedy = f"it has more than {LIMIT:,} pixels", "make it smaller"
+    elif isinstance(error, ValueError):
+        remedy = "save it as JPEG or PNG"
     elif isinstance(error, MemoryError):
         reason, remedy = "it does not fit into the memory", "make it smaller"
     elif isinstance(error, UnidentifiedImageError) and path.stat().st_size == 0:

@@ -11,8 +11,13 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path`; what is written there takes its place when the block ends without error."""
+    """A temporary path beside `path`; what is written there takes its place when the block ends without error.
+
+    Raises IsADirectoryError before anything is written where a folder is there.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not the process id: on a file system that machines or containers share, it is not the only one of its number.
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
