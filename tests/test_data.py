@@ -12,11 +12,9 @@ from PIL import Image
 
 from fgvclib.config import load_config
 from fgvclib.data import cub200
-from fgvclib.data import pixels as photo_files
 from fgvclib.data.augment import Lighting
 from fgvclib.data.index import BOX
 from fgvclib.data.loaders import EpochSampler, PhotoDataset, evaluation_loader, training_loader
-from fgvclib.data.pixels import load_pixels
 from fgvclib.data.splits import dataset_checksum, load_splits, read_dataset
 from fgvclib.training.loop import train
 
@@ -256,18 +254,6 @@ def test_evaluation_photos_are_resized_and_normalised_in_the_tables_order(config
         square = Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
         expected = (np.asarray(square, dtype=float) - 127) / 128  # EfficientNet-Lite0's
         assert image.numpy() == pytest.approx(expected.transpose(2, 0, 1), abs=1e-5)
-
-
-def test_photos_beyond_the_memory_limit_are_decoded_one_by_one(folder, photos, monkeypatch):
-    paths = tuple(photo_table(photos, folder)["path"])
-    photo_files._load.cache_clear()
-    in_memory = load_pixels(paths, 16)
-    photo_files._load.cache_clear()
-    monkeypatch.setattr(photo_files, "CACHE_LIMIT", 1000)
-    lazy = load_pixels(paths, 16)
-    photo_files._load.cache_clear()
-    assert not isinstance(lazy, np.ndarray)
-    assert all(np.array_equal(in_memory[i], lazy[i]) for i in range(COUNT))
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None], ids=["empty", "text", "cut off"])

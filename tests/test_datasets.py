@@ -1,7 +1,10 @@
 """The data sets: every layout read, damaged in every way we could think of, and trained on."""
 
+import io
 import os
+import pickle
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from PIL import Image
 from tiny_datasets import HEIGHT, LAYOUTS, NAMES, TEST, TRAIN, WIDTH, box, entries, jpeg
 from torchvision.transforms import v2
 
+from fgvclib.apps.predict import save_drawing
 from fgvclib.config import DATASETS, load_config
 from fgvclib.data import aircraft, cars, download, folder
 from fgvclib.data import pixels as photo_files
@@ -495,11 +499,11 @@ def move_photo(path: Path) -> None:
 
 FOLDER_DAMAGE = {
     "class lists differ": (move_photo, ValueError, "train and test differ in the classes Albatross, Auk"),
-    "no test": (lambda path: shutil.rmtree(path / "test"), FileNotFoundError, "test can not be used"),
+    "no test": (lambda path: shutil.rmtree(path / "test"), FileNotFoundError, "test is not there; put photos"),
     "class empty": (
         lambda path: [p.unlink() for p in (path / "test" / "Auk").iterdir()],
         FileNotFoundError,
-        "no valid file for the classes Auk",
+        "test has no photo of the classes Auk; put photos",
     ),
     "one photo a class": (
         lambda path: [p.unlink() for p in [*sorted((path / "train" / "Auk").iterdir())[1:], path / "boxes.csv"]],
@@ -561,19 +565,108 @@ def test_box_that_sticks_out_is_clipped(root):
 
 def test_hidden_files_are_no_photos(root):
     path = tiny_copies.own_folder(root)
-    for name in ("train/Auk/._1.jpg", "train/Auk/.DS_Store", "test/notes.txt"):
+    for name in ("train/Auk/._1.jpg", "train/Auk/.DS_Store", "train/Auk/Thumbs.db", "test/notes.txt"):
         (path / name).write_bytes(b"\0")
     assert len(read_dataset(config_for("folder"))[0]) == COUNT
     assert folder.read(path)[0]["image_id"].tolist() == list(range(1, COUNT + 1))
 
 
-def test_accents_written_in_two_ways_are_the_same(root):
-    import unicodedata
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", ".git", "__MACOSX", "@eaDir", "$RECYCLE.BIN"])
+@pytest.mark.parametrize("filled", [True, False])
+def test_folders_that_other_programs_leave_behind_are_neither_classes_nor_parts_of_one(root, name, filled):
+    path = tiny_copies.own_folder(root)
+    for place in ("train", "test/Auk"):
+        (path / place / name).mkdir()
+        if filled:
+            shutil.copy(path / "train/Auk/1.jpg", path / place / name / "1-checkpoint.jpg")
+    photos, names = read_dataset(config_for("folder"))
+    assert (len(photos), names) == (COUNT, NAMES)
 
+
+@pytest.mark.parametrize("name", [".DS_Store", "._1.jpg", "notes.txt"])
+def test_class_folder_without_photos_is_named(root, name):
+    path = tiny_copies.own_folder(root)
+    (path / "train" / "Puffin").mkdir()
+    (path / "train" / "Puffin" / name).write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="train has no photo of the classes Puffin; put photos") as error:
+        read_dataset(config_for("folder"))
+    assert_one_sentence(str(error.value))
+
+
+def test_folder_without_classes_is_told(root):
+    path = tiny_copies.own_folder(root)
+    shutil.rmtree(path / "train")
+    (path / "train" / ".git").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="train has no folder of a class; put photos"):
+        read_dataset(config_for("folder"))
+
+
+def test_drawings_of_predict_are_no_photos_but_other_files_of_such_names_are(root):
+    path = tiny_copies.own_folder(root)
+    save_drawing(Image.new("RGB", (8, 8)), path / "test" / "Auk" / "4.jpg.box.png")
+    assert len(read_dataset(config_for("folder"))[0]) == COUNT
+    Image.new("RGB", (8, 8)).save(path / "test" / "Auk" / "5.jpg.box.png")
+    assert len(read_dataset(config_for("folder"))[0]) == COUNT + 1
+
+
+def test_photos_in_folders_of_a_class_and_behind_links_are_found_once(root):
+    path = tiny_copies.own_folder(root)
+    (path / "train" / "Auk" / "more").mkdir()
+    shutil.move(path / "train" / "Auk" / "1.jpg", path / "train" / "Auk" / "more" / "1.jpg")
+    shutil.move(path / "train" / "Booby", root / "elsewhere")
+    (path / "train" / "Booby").symlink_to(root / "elsewhere")
+    for loop in (path / "train" / "Auk" / "self", path / "train" / "Auk" / "more" / "up"):
+        loop.symlink_to(path / "train" / "Auk")
+    (path / "train" / "Auk" / "all").symlink_to(path / "train")
+    (path / "test" / "Auk" / "nowhere.jpg").symlink_to(root / "nowhere.jpg")
+    with pytest.raises(FileNotFoundError, match="nowhere.jpg is listed in the data set but missing"):
+        read_dataset(config_for("folder"))
+    (path / "test" / "Auk" / "nowhere.jpg").unlink()
+    photos, names = read_dataset(config_for("folder"))
+    assert (len(photos), names) == (COUNT, NAMES) and photos["label"].value_counts().eq(TRAIN + TEST).all()
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_accents_written_in_two_ways_are_the_same_class(root, forms):
+    """`Cafz` sorts between the two spellings of `Café`, so that labels by the alphabet alone would be swapped."""
     path = tiny_copies.folder_with_boxes(root)
-    shutil.move(path / "test" / NAMES[2], path / "test" / unicodedata.normalize("NFD", NAMES[2]))
+    for part, form in zip(("train", "test"), forms, strict=True):
+        (path / part / NAMES[2]).rename(path / part / unicodedata.normalize(form, NAMES[2]))
     photos, _ = read_dataset(config_for("folder"))
     assert photos[BOX].notna().all(axis=None)
+    (path / "boxes.csv").unlink()
+    for part, form in zip(("train", "test"), forms, strict=True):
+        (path / part / "Auk").rename(path / part / unicodedata.normalize(form, "Café"))
+        (path / part / "Booby").rename(path / part / "Cafz")
+    photos, names = read_dataset(config_for("folder"))
+    assert names == ["Cafz", "Café", NAMES[2]]
+    folders = [unicodedata.normalize("NFC", Path(photo).parent.name) for photo in photos["path"]]
+    assert folders == [names[label] for label in photos["label"]]
+
+
+@pytest.mark.parametrize("place", ["train", "train/Auk"])
+def test_name_that_is_not_utf8_is_told_in_a_sentence_that_can_be_printed(root, place):
+    path = tiny_copies.own_folder(root)
+    os.mkdir(os.fsencode(path / place) + b"/M\xf6we")
+    with pytest.raises(ValueError, match=r"M\\xf6we has a name that is not in UTF-8; rename it\.") as error:
+        read_dataset(config_for("folder"))
+    assert str(error.value).encode("utf-8")
+
+
+@pytest.mark.parametrize("below", ["CUB_200_2011", "archive/CUB_200_2011"])
+def test_copies_that_are_nested_as_kaggle_does_are_used(root, below):
+    made = tiny_copies.cub200(root / "made")
+    (root / "CUB_200_2011" / below).parent.mkdir(parents=True)
+    made.rename(root / "CUB_200_2011" / below)
+    photos, _ = read_dataset(config_for("cub200"))
+    assert len(photos) == COUNT and dataset_checksum(config_for("cub200"))
+
+
+def test_nested_copy_of_aircraft_is_used(root):
+    tiny_copies.aircraft(root).rename(root / "made")
+    (root / "fgvc-aircraft-2013b").mkdir()
+    (root / "made").rename(root / "fgvc-aircraft-2013b" / "fgvc-aircraft-2013b")
+    assert len(read_dataset(config_for("aircraft"))[0]) == COUNT
 
 
 # --- pixels
@@ -600,66 +693,111 @@ def test_photo_of_one_pixel(tmp_path):
 
 @pytest.fixture
 def cached(root):
-    """Paths of three photos whose squares of 16 pixels are in the cache, and nothing of them in memory."""
+    """Paths of three photos whose squares of 16 pixels are kept."""
     paths = tuple(str(root / f"{number}.jpg") for number in range(3))
     for number, path in enumerate(paths):
         Path(path).write_bytes(jpeg(number))
     load_pixels(paths, 16)
-    photo_files._load.cache_clear()
     return paths
 
 
-def cache_files(root: Path) -> list[Path]:
+def kept_files(root: Path) -> list[Path]:
     return sorted(path for path in (root / ".cache").rglob("*") if path.is_file())
 
 
-def forbid_decoding(monkeypatch):
-    def refuse(path, cut_bottom=0):
-        raise AssertionError(f"{path} was decoded")
-
-    monkeypatch.setattr(photo_files, "read_photo", refuse)
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the photos that are decoded from now on."""
+    names = []
+    monkeypatch.setattr(
+        photo_files, "read_photo", lambda path, cut=0: names.append(Path(path).name) or read_photo(path)
+    )
+    return names
 
 
 def square(number: int, size: int = 16) -> np.ndarray:
-    import io
-
     photo = Image.open(io.BytesIO(jpeg(number)))
     return np.asarray(photo.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def test_photos_are_decoded_once_for_each_size(root, cached, monkeypatch):
-    assert len(cache_files(root)) == 3
-    assert np.array_equal(load_pixels(cached, 8), [square(number, 8) for number in range(3)])
-    photo_files._load.cache_clear()
-    forbid_decoding(monkeypatch)
+def test_photos_are_decoded_once_for_each_table_and_size_into_one_file(root, cached, decoded):
+    assert len(kept_files(root)) == 1
     assert np.array_equal(load_pixels(cached, 16), [square(number) for number in range(3)])
-    with pytest.raises(AssertionError, match="was decoded"):
-        load_pixels(cached, 16, cut_bottom=5)
+    assert decoded == []
+    assert np.array_equal(load_pixels(cached, 8), [square(number, 8) for number in range(3)])
+    load_pixels(cached, 16, cut_bottom=5)
+    assert sorted(decoded) == sorted(2 * ["0.jpg", "1.jpg", "2.jpg"]) and len(kept_files(root)) == 3
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_changed_photo_is_decoded_anew(cached, in_memory):
-    if in_memory:
-        load_pixels(cached, 16)
+def test_changed_photo_is_decoded_anew_and_alone(cached, decoded):
     old = os.stat(cached[1])
     content = jpeg(7)
     Path(cached[1]).write_bytes(content + b"\0" * (old.st_size - len(content)))
     os.utime(cached[1], ns=(old.st_atime_ns, old.st_mtime_ns))  # even with the old time of change
-    assert np.array_equal(load_pixels(cached, 16), [square(0), square(7), square(2)])
+    for _ in range(2):
+        assert np.array_equal(load_pixels(cached, 16), [square(0), square(7), square(2)])
+    assert decoded == ["1.jpg"]
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: b"", lambda c: c[:50] + b"\1\2\3" + c[53:]])
-def test_damaged_cache_entry_is_made_anew(root, cached, damage):
-    for path in cache_files(root):
-        path.write_bytes(damage(path.read_bytes()))
+def test_table_that_shares_photos_with_another_has_its_own_order(cached):
+    assert np.array_equal(load_pixels(cached[::-1], 16), [square(number) for number in (2, 1, 0)])
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: b"", lambda c: c[:50], lambda c: c[:-9] + bytes(9)])
+def test_damaged_file_is_mended(root, cached, decoded, damage):
+    """Cut short, or with the zeros that a crash leaves where a square's last page did not reach the disk."""
+    (file,) = kept_files(root)
+    file.write_bytes(damage(file.read_bytes()))
+    for _ in range(2):
+        assert np.array_equal(load_pixels(cached, 16), [square(number) for number in range(3)])
+    assert 1 <= len(decoded) <= 3  # and not once more in the second round
+
+
+def test_process_that_is_killed_while_it_decodes_leaves_nothing_half_written(root, cached, decoded):
+    """The second photo's record gets its head and half of its pixels; the third one's is not begun."""
+    (file,) = kept_files(root)
+    whole, records = file.read_bytes(), np.load(file, mmap_mode="r")
+    written = records.offset + records.itemsize + records.itemsize // 2
+    file.write_bytes(whole[:written] + bytes(len(whole) - written))
     assert np.array_equal(load_pixels(cached, 16), [square(number) for number in range(3)])
+    assert sorted(decoded) == ["1.jpg", "2.jpg"] and file.read_bytes() == whole
+
+
+def test_two_processes_that_begin_at_once_have_the_same_pixels(cached, decoded):
+    first = photo_files.Pixels(cached, 24, 0)
+    second = photo_files.Pixels(cached, 24, 0)
+    assert np.array_equal(first, second) and np.array_equal(first, [square(number, 24) for number in range(3)])
+    assert len(decoded) == 3  # what one has decoded, the other reads
+
+
+def test_workers_get_the_place_and_not_the_pixels(cached, decoded):
+    content = pickle.dumps(load_pixels(cached, 16))
+    assert len(content) < 3 * 16 * 16 * 3
+    assert np.array_equal(pickle.loads(content), [square(number) for number in range(3)]) and decoded == []
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system")])
 def test_full_or_read_only_disk_costs_time_alone(root, cached, monkeypatch, error):
-    def refuse(path):
+    def refuse(*arguments):
         raise error
 
-    monkeypatch.setattr(photo_files, "atomic_path", refuse)
-    with pytest.warns(UserWarning, match=f"not kept for the next time: {error.strerror}"):
-        assert np.array_equal(load_pixels(cached, 12), [square(number, 12) for number in range(3)])
+    monkeypatch.setattr(photo_files.Pixels, "_write", refuse)
+    with pytest.warns(UserWarning, match=f"not kept.*: {error.strerror}"):
+        pixels = load_pixels(cached, 12)
+    for _ in range(2):
+        assert np.array_equal(pixels, [square(number, 12) for number in range(3)])
+
+
+def test_photos_of_a_data_root_that_can_not_be_written_are_kept_beside_the_results(root, cached, monkeypatch, decoded):
+    monkeypatch.setenv("FGVC_RESULTS", str(root / "results"))
+    shutil.rmtree(root / ".cache")
+    (root / ".cache").write_text("a file where a folder should be made")
+    for _ in range(2):
+        assert np.array_equal(load_pixels(cached, 16), [square(number) for number in range(3)])
+    assert len(decoded) == 3 and len(list((root / "results" / ".cache").iterdir())) == 1
+
+
+def test_photo_that_is_gone_is_named(cached):
+    Path(cached[1]).unlink()
+    with pytest.raises(OSError, match=r"1.jpg can not be read as a photo \(there is no such file\); check the path\."):
+        load_pixels(cached, 16)

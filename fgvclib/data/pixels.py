@@ -1,30 +1,28 @@
-"""Photos as squares of pixels, decoded once for each size.
+"""Photos as squares of pixels, decoded once for each table and size.
 
-The squares that a training reads are kept as raw bytes in `.cache` in the data root, which can be deleted at any time.
-An entry is used only if its photo has not changed since (size and times of the file) and its own bytes are undamaged
-(CRC-32). `benchmarks/reading_photos.py` measures what that brings.
+The squares lie in one file, which is mapped into the memory of all that read it: epochs, workers and processes share
+its pages, and the system drops them when it needs memory. The file is in `.cache` in the data root, or in the results
+where that cannot be written, and can be deleted at any time. A square is used only if its photo has not changed since
+(size and times of the file) and its own bytes are whole (CRC-32).
 """
 
 import os
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fgvclib.config import data_root
-from fgvclib.utils.files import atomic_path
+from fgvclib.config import data_root, results_root
 from fgvclib.data.photos import open_photo, upright_size
+from fgvclib.utils.files import atomic_path
 from fgvclib.utils.progress import progress
 
-CACHE_LIMIT = 4 * 2**30  # bytes of one table's photos that are kept in memory, of the last four tables
 DECODING_THREADS = 8
-READER = 1  # to be raised whenever the pixels that `read_photo` gives change
-_STAMP_BYTES, _CRC_BYTES = 16, 4
+READER = 2  # to be raised whenever the pixels that `read_photo` gives change
 
 
 def read_photo(path: Path | str, cut_bottom: int = 0) -> Image.Image:
@@ -44,71 +42,95 @@ def to_square(photo: Image.Image, size: int) -> Image.Image:
     return photo.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def load_pixels(paths: tuple[str, ...], size: int, cut_bottom: int = 0) -> "np.ndarray | _LazyPixels":
-    """Photos as squares of uint8 (N, size, size, 3): read once into memory, or one by one if they are too many."""
-    return _load(paths, tuple(_stamp(path, size, cut_bottom) for path in paths), size, cut_bottom)
+def load_pixels(paths: tuple[str, ...], size: int, cut_bottom: int = 0) -> "Pixels":
+    """Photos as squares, all of them decoded and kept. Raises OSError as `open_photo` does.
+
+    Where no place can be written, a warning says so, and the squares are decoded whenever they are read.
+    """
+    pixels = Pixels(paths, size, cut_bottom)
+    missing = [index for index in range(len(paths)) if not pixels.is_kept(index)]
+    if missing:
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+            for _ in progress(pool.map(pixels.decode, missing), "reading photos", total=len(missing)):
+                pass
+    return pixels
 
 
-@lru_cache(maxsize=4)
-def _load(paths: tuple[str, ...], stamps: tuple[bytes, ...], size: int, cut_bottom: int):
-    pixels = _LazyPixels(paths, stamps, size, cut_bottom)
-    if len(paths) * size * size * 3 > CACHE_LIMIT:
-        return pixels
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        squares = pool.map(pixels.__getitem__, range(len(paths)))
-        return np.stack(list(progress(squares, "reading photos", total=len(paths))))
+class Pixels:
+    """Photos as squares: `pixels[index]` is an array of uint8 (size, size, 3), read from the file of the table."""
 
+    def __init__(self, paths: tuple[str, ...], size: int, cut_bottom: int):
+        self.paths, self.size, self.cut_bottom = paths, size, cut_bottom
+        self.stamps = [_stamp(path) for path in paths]
+        self.file, self.records = self._open()
 
-class _LazyPixels:
-    def __init__(self, paths: tuple[str, ...], stamps: tuple[bytes, ...], size: int, cut_bottom: int):
-        self.paths, self.stamps, self.size, self.cut_bottom = paths, stamps, size, cut_bottom
+    def __reduce__(self):
+        """A worker of its own memory gets the paths, and maps the file itself."""
+        return Pixels, (self.paths, self.size, self.cut_bottom)
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        path, stamp = self.paths[index], self.stamps[index]
-        entry = _entry(path, self.size)
-        pixels = _read_entry(entry, stamp, self.size)
-        if pixels is None:
-            pixels = np.asarray(to_square(read_photo(path, self.cut_bottom), self.size))
-            _write_entry(entry, stamp, pixels)
+        if index >= len(self):
+            raise IndexError(index)
+        record = self.records[index] if self.is_kept(index) else None
+        if record is None or record["crc"] != zlib.crc32(record["pixels"]):
+            return self.decode(index)
+        return record["pixels"]
+
+    def is_kept(self, index: int) -> bool:
+        """Whether the file holds the photo as it is now; its bytes may still prove damaged."""
+        return self.records is not None and bool(self.records[index]["stamp"] == self.stamps[index])
+
+    def decode(self, index: int) -> np.ndarray:
+        """Read the photo itself, and keep its square."""
+        pixels = np.asarray(to_square(read_photo(self.paths[index], self.cut_bottom), self.size))
+        if self.records is not None:
+            try:
+                self._write(index, pixels)
+            except OSError as error:
+                self.records = None
+                _warn(error)
         return pixels
 
+    def _write(self, index: int, pixels: np.ndarray) -> None:
+        # Not through the map: where the disk is full, that would end the process (SIGBUS) instead of raising OSError.
+        record = np.array((self.stamps[index], zlib.crc32(pixels), pixels), self.records.dtype)
+        with open(self.file, "r+b") as file:
+            file.seek(self.records.offset + index * record.nbytes)
+            file.write(record.tobytes())
 
-def _stamp(path: str, size: int, cut_bottom: int) -> bytes:
-    """Changes when the photo's file does, or the way in which it is read."""
+    def _open(self) -> tuple[Path | None, np.ndarray | None]:
+        """The table's file and its records; the file is made (empty, sparse) where there is none or one cut short."""
+        facts = repr((READER, self.paths, self.size, self.cut_bottom)).encode()
+        name = f"{blake2b(facts, digest_size=12).hexdigest()}-{self.size}px.npy"
+        kind = np.dtype([("stamp", "S32"), ("crc", "<u4"), ("pixels", "u1", (self.size, self.size, 3))])
+        for folder in (data_root() / ".cache", results_root() / ".cache"):
+            file = folder / name
+            try:
+                return file, np.lib.format.open_memmap(file, mode="r")
+            except (OSError, ValueError):
+                try:
+                    with atomic_path(file) as temporary:
+                        np.lib.format.open_memmap(temporary, "w+", kind, (len(self.paths),))
+                    return file, np.lib.format.open_memmap(file, mode="r")
+                except OSError as error:
+                    problem = error
+        _warn(problem)
+        return None, None
+
+
+def _stamp(path: str) -> bytes:
+    """Changes when the photo's file does."""
     try:
         file = os.stat(path)
-    except OSError as error:
-        raise OSError(f"{path} can not be read as a photo ({error.strerror}); restore or remove it.") from error
-    facts = (READER, path, size, cut_bottom, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
-    return blake2b(repr(facts).encode(), digest_size=_STAMP_BYTES).digest()
-
-
-def _entry(path: str, size: int) -> Path:
-    name = blake2b(path.encode(), digest_size=16).hexdigest()
-    return data_root() / ".cache" / f"{size}px" / name[:2] / f"{name[2:]}.rgb"
-
-
-def _read_entry(entry: Path, stamp: bytes, size: int) -> np.ndarray | None:
-    """The pixels of a cache entry; None if it is absent, stale or damaged."""
-    try:
-        content = entry.read_bytes()
     except OSError:
-        return None
-    head, pixels = content[: _STAMP_BYTES + _CRC_BYTES], memoryview(content)[_STAMP_BYTES + _CRC_BYTES :]
-    if head != stamp + _crc(pixels) or len(pixels) != size * size * 3:
-        return None
-    return np.frombuffer(pixels, np.uint8).reshape(size, size, 3)
+        open_photo(path)  # raises, and says why
+        raise
+    facts = (file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+    return blake2b(repr(facts).encode(), digest_size=16).hexdigest().encode()
 
 
-def _write_entry(entry: Path, stamp: bytes, pixels: np.ndarray) -> None:
-    """Keep pixels; where that is impossible, a training decodes the photos anew each time."""
-    content = pixels.tobytes()
-    try:
-        with atomic_path(entry) as temporary:
-            temporary.write_bytes(stamp + _crc(content) + content)
-    except OSError as error:
-        warnings.warn(f"Decoded photos are not kept for the next time: {error.strerror}.", stacklevel=2)
-
-
-def _crc(content) -> bytes:
-    return zlib.crc32(content).to_bytes(_CRC_BYTES, "big")
+def _warn(error: OSError) -> None:
+    warnings.warn(f"Decoded photos are not kept, so each epoch decodes them anew: {error.strerror}.", stacklevel=3)
