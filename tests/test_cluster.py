@@ -1,5 +1,6 @@
 """The grid by Snakemake: which jobs, in which order, retried, killed and continued; and the tables put together."""
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from fgvclib.config import PROJECT, load_config
-from fgvclib.study.aggregate import aggregate
+from fgvclib.study.aggregate import aggregate, beside_paper
 from fgvclib.study.table2 import ROWS
 from fgvclib.tools.cli import main
 
@@ -24,7 +25,7 @@ SETTINGS = yaml.safe_load((PROJECT / "cluster" / "config.yaml").read_text(encodi
 SNAKEMAKE = shutil.which("snakemake")
 needs_snakemake = pytest.mark.skipif(SNAKEMAKE is None, reason="Snakemake is not here: pip install -e '.[cluster]'")
 
-# Stands in for `python -m fgvclib …`: notes the command, and makes the executed copies that the real one would make.
+# Stands in for `python -m fgvclib …`: notes the command, and makes the files that the real one would make.
 STAND_IN = """#!{python}
 import pathlib, re, sys, time
 command, here = sys.argv[3:], pathlib.Path({here!r})
@@ -38,16 +39,13 @@ if value.get("--rows") == "No end-to-end" and not (here / "failed").exists():
 if value.get("--rows") == "End-to-end" and (here / "slow").exists():
     (here / "started").touch()
     time.sleep(60)
-dataset = value.get("--dataset") or value.get("--datasets") or command[1]  # fgvc data NAME
-copies = here / "results" / ("smoke-" + dataset) / "notebooks"
-if command[0] == "grid" and "--no-gather" in command:
-    label = re.sub("[^A-Za-z0-9.]+", "-", value["--rows"] + "-seed" + value["--seeds"])
-    made = [copies / "grid" / ("05_ablation-" + label + ".ipynb")]
-elif command[0] == "grid":
-    made = [copies / "05_ablation.ipynb", copies / "07_comparison.ipynb"]
+dataset = value.get("--dataset") or command[1]  # fgvc data NAME
+folder = here / "results" / ("smoke-" + dataset)
+if command[0] == "train":
+    made = [folder / "runs" / (value["--rows"].replace(" ", "-") + "-seed" + value["--seeds"]) / "metrics.json"]
 elif command[0] == "run":
-    made = [copies / "04_end_to_end.ipynb"]
-elif command[0] == "aggregate":
+    made = [folder / "notebooks" / {{"05": "05_ablation.ipynb", "07": "07_comparison.ipynb"}}[command[1]]]
+elif command[0] == "tables":
     made = [here / "results" / "tables-smoke-synthbirds+cub200" / name for name in ("table2.csv", "table3.csv")]
 else:
     made = []
@@ -92,7 +90,7 @@ def test_killed_grid_is_continued_with_what_is_missing(grid, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
     process.communicate(timeout=120)
     assert process.returncode != 0 and not list((tmp_path / "results").glob("tables-*"))
-    done = {path.name for path in (tmp_path / "results").glob("*/notebooks/grid/*.ipynb")}
+    done = {path.parent for path in (tmp_path / "results").glob("*/runs/*/metrics.json")}
     before = len(commands(tmp_path))
     (tmp_path / "slow").unlink()
 
@@ -100,17 +98,18 @@ def test_killed_grid_is_continued_with_what_is_missing(grid, tmp_path):
     told = process.communicate(timeout=300)[0]
     assert process.returncode == 0, told
     assert (tmp_path / "results" / "tables-smoke-synthbirds+cub200" / "table3.csv").exists()
-    again = [line for line in commands(tmp_path)[before:] if "--no-gather" in line]
-    assert len(done) + len([line for line in again if "No end-to-end" not in line]) >= 8
+    again = [line for line in commands(tmp_path)[before:] if line.startswith("train")]
+    assert len(done) + len([line for line in again if "No end-to-end" not in line]) >= 10
     ran = commands(tmp_path)
     for dataset in ("synthbirds", "cub200"):
-        cells = [line for line in ran if f"grid --datasets {dataset} " in line and "--no-gather" in line]
-        assert {re.search("--rows (.*) --seeds 4 --no-gather", line)[1] for line in cells} == set(ROWS)
-        tables = f"grid --datasets {dataset} --rows {','.join(ROWS)} --seeds 4 --profile smoke"
-        assert ran.index(tables) > max(ran.index(line) for line in cells)
-        assert ran.index(f"run 04 --dataset {dataset} --seeds 4 --profile smoke") < ran.index(tables)
-    assert ran[-1] == "aggregate --datasets synthbirds,cub200 --profile smoke"
-    failed = [line for line in ran if "No end-to-end" in line and "--no-gather" in line]
+        cells = [line for line in ran if line.startswith("train") and f"--dataset {dataset} " in line]
+        trained = {re.search("--rows (.*) --seeds 4 --dataset .* --profile smoke", line)[1] for line in cells}
+        assert trained == {*ROWS, "setting 2"}
+        ablation = f"run 05 --dataset {dataset} --seeds 4 -p rows {json.dumps(list(ROWS))} --profile smoke"
+        comparison = f"run 07 --dataset {dataset} --seeds 4 --profile smoke"
+        assert max(ran.index(line) for line in cells) < ran.index(ablation) < ran.index(comparison)
+    assert ran[-1] == "tables --dataset synthbirds,cub200 --profile smoke"
+    failed = [line for line in ran if "No end-to-end" in line and line.startswith("train")]
     assert len(failed) == len(set(failed)) + 1  # once more than needed: the retry
     assert "working on" in (tmp_path / "results/smoke-cub200/logs/Baseline-seed4.log").read_text()
 
@@ -127,7 +126,7 @@ def test_grid_of_the_configuration_is_planned(tmp_path):
     planned = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert planned.returncode == 0, planned.stderr
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", planned.stdout, re.MULTILINE))
-    assert jobs["cell"] == str(len(ROWS) * len(SETTINGS["seeds"]) * len(SETTINGS["datasets"]))
+    assert jobs["cell"] == str((len(ROWS) * len(SETTINGS["seeds"]) + 1) * len(SETTINGS["datasets"]))
 
 
 def test_grid_of_the_configuration_is_the_papers():
@@ -154,10 +153,10 @@ def write_tables(root: Path, dataset: str, accuracy: float, seeds: str) -> None:
 def test_tables_of_two_data_sets_are_put_together(tmp_path, monkeypatch, seeds):
     monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
     write_tables(tmp_path, "synthbirds", 60.0, seeds)
-    with pytest.raises(ValueError, match=r"smoke-cub200.table2\.csv does not exist; `fgvc grid` makes it"):
+    with pytest.raises(ValueError, match=r"smoke-cub200.table2\.csv does not exist; notebooks 05 and 07 make them"):
         aggregate("smoke", ["synthbirds", "cub200"])
     write_tables(tmp_path, "cub200", 70.0, seeds)
-    assert main(["aggregate", "--datasets", "synthbirds,cub200", "--profile", "smoke"]) == 0
+    assert main(["tables", "--dataset", "synthbirds,cub200", "--profile", "smoke"]) == 0
     folder = tmp_path / "tables-smoke-synthbirds+cub200"
     table2 = pd.read_csv(folder / "table2.csv")
     assert table2.values.tolist() == [["synthbirds", "Baseline", 60], ["synthbirds", "End-to-end", 61],
@@ -166,3 +165,13 @@ def test_tables_of_two_data_sets_are_put_together(tmp_path, monkeypatch, seeds):
     assert table3["method"].tolist() == ["Ours", "End-to-end"]  # the published row once
     assert table3["cub200_2011"].isna().tolist() == [False, True]
     assert table3.loc[1, ["measured_synthbirds", "measured_cub200", "seeds"]].tolist() == [61, 71, seeds]
+
+
+def test_beside_paper():
+    table = pd.DataFrame({"parameters": [12, 4567], "iou_gt_0.80": [0.5, 1.0], "paper_parameters": [12, None],
+                          "paper_code": ["a", "b"], "paper_iou_gt_0.80": [0.98765, 0.5]})  # fmt: skip
+    assert beside_paper(table).to_dict("list") == {
+        "parameters": ["12 | 12", "– | 4567"],
+        "iou_gt_0.80": ["0.988 | 0.500", "0.500 | 1"],
+        "paper_code": ["a", "b"],
+    }

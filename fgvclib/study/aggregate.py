@@ -1,12 +1,15 @@
-"""Tables 2 and 3 of several data sets, put together from the tables that each results folder has."""
+"""The tables of a results folder beside the paper's, and Tables 2 and 3 of several data sets put together."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from fgvclib.config import aggregate_folder, load_config, results_folder
 from fgvclib.utils.files import atomic_path
+
+TABLES = ("table1", "table2", "table3", "efficiency")
 
 
 def aggregate(profile: str, datasets: Sequence[str], overrides: dict | None = None) -> Path:
@@ -27,7 +30,7 @@ def aggregate(profile: str, datasets: Sequence[str], overrides: dict | None = No
 def _read(folder: Path, number: int) -> pd.DataFrame:
     path = folder / f"table{number}.csv"
     if not path.exists():
-        raise ValueError(f"{path} does not exist; `fgvc grid` makes it.")
+        raise ValueError(f"{path} does not exist; notebooks 05 and 07 make them.")
     return pd.read_csv(path, dtype={"seeds": str})  # a single seed would be read as a number, and become 0.0
 
 
@@ -47,3 +50,35 @@ def _write(path: Path, table: pd.DataFrame, first: str) -> None:
     columns = [first, *(name for name in table if name != first)]
     with atomic_path(path) as temporary:
         table[columns].to_csv(temporary, index=False)
+
+
+def print_tables(folder: Path) -> None:
+    """Print the tables that a results folder has, paper | ours, and say where its figures are."""
+    for name in TABLES:
+        path = folder / f"{name}.csv"
+        if path.exists():
+            print(f"\n{name} (paper | ours)\n{beside_paper(pd.read_csv(path)).to_string(index=False)}")
+    figures = sorted((folder / "figures").glob("*.png"))
+    if figures:
+        print(f"\n{len(figures)} figures: {folder / 'figures'}")
+
+
+def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
+    """Text table in which a measured column and the `paper_` column of its name share cells: "paper | ours".
+
+    `paper_accuracy` belongs to the first column that is called `accuracy` or starts with `accuracy_`.
+    """
+    shown = table.map(_rounded)
+    for paper in [name for name in table.columns if name.startswith("paper_")]:
+        wanted = paper.removeprefix("paper_")
+        ours = [name for name in table.columns if name == wanted or name.startswith(f"{wanted}_")]
+        if ours:
+            shown[ours[0]] = shown[paper] + " | " + shown[ours[0]]
+            shown = shown.drop(columns=paper)
+    return shown
+
+
+def _rounded(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.0f}" if value.is_integer() else f"{value:.3f}"
+    return str(value)

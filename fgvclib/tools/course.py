@@ -16,7 +16,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from fgvclib.tools.runner import NOTEBOOKS, START_SECONDS, own_kernel
+from fgvclib.tools.kernels import NOTEBOOKS, own_kernel
+from fgvclib.tools.runner import START_SECONDS
 from fgvclib.utils.files import atomic_path
 from fgvclib.utils.progress import HEADLESS
 

@@ -1,6 +1,6 @@
-"""Runs notebooks: one, the whole collection, or a grid; each only if it is not yet done under the same hash.
+"""Runs notebooks, one or the whole collection, each only if it is not yet done under the same hash.
 
-Several runners may work on one results folder, each on other notebooks or other cells of the grid.
+Several runners may work on one results folder, each on other notebooks.
 
 Papermill runs in a process of its own, and so does the kernel. A notebook counts as done only when papermill
 succeeded, the kernel lived, and every code cell was executed: `sys.exit(0)` in a cell satisfies the first
@@ -9,36 +9,31 @@ two, and cells of a killed kernel read "completed".
 
 import hashlib
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fgvclib.config import PROJECT, Config, data_root, folder_root, load_config, results_folder, results_root
+from fgvclib.config import Config, load_config, results_folder
 from fgvclib.tools import manifest
+from fgvclib.tools.kernels import NOTEBOOKS, own_kernel
 from fgvclib.utils.files import atomic_path, lock_path, locked
 from fgvclib.utils.progress import HEADLESS
 from fgvclib.utils.provenance import library_hash
 
-NOTEBOOKS = PROJECT / "notebooks"
-ABLATION, COMPARISON, EXPLORER = "05", "07", "09"
+COMPARISON, EXPLORER = "07", "09"
 COMMON = ("profile", "dataset", "seeds", "overrides")  # parameters of every notebook
-TABLES = ("table1", "table2", "table3", "efficiency")
 GRACE_SECONDS = 20  # for a stopped training to save
 START_SECONDS = 300  # for a kernel to start on a busy machine
 DEAD_KERNEL = 138
-UPLOADS = {"websocket_max_message_size": 100 * 2**20}  # bytes; a photo of a phone is beyond the default, 10 MiB
 
-# os.read returns when this process is gone, however it ended: then no training may go on writing unguarded.
+# os.read returns once the parent is gone, so that no orphaned training goes on writing.
 CHILD = f"""
 import json, os, sys, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
@@ -65,7 +60,7 @@ class NotebookFailed(RuntimeError):
 
 
 class NotebookBusy(RuntimeError):
-    """Another runner is executing the same notebook, or cell of a grid, into the same results folder."""
+    """Another runner is executing the same notebook into the same results folder."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,6 @@ class Job:
     notebook: Path
     config: Config
     parameters: dict[str, Any]
-    label: str = ""  # tells the cells of a grid apart
 
     @property
     def folder(self) -> Path:
@@ -83,8 +77,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The executed copy's path below `notebooks`, without suffix; the key in the manifest."""
-        return f"grid/{self.notebook.stem}-{self.label}" if self.label else self.notebook.stem
+        """The key in the manifest, and the executed copy's name without suffix."""
+        return self.notebook.stem
 
     @property
     def copy(self) -> Path:
@@ -151,7 +145,6 @@ def plan(
     seeds: Sequence[int],
     overrides: dict[str, Any] | None = None,
     parameters: dict[str, Any] | None = None,
-    label: str = "",
 ) -> Job:
     """A checked job. Raises ValueError or TypeError, also for what papermill would only warn of."""
     path = find_notebook(notebook)
@@ -169,7 +162,7 @@ def plan(
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(f"{path.stem} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}.")
-    return Job(path, config, given, re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-"))
+    return Job(path, config, given)
 
 
 def is_done(job: Job) -> bool:
@@ -190,37 +183,6 @@ def notebook_lock(job: Job):
         )
 
     return locked(lock_path(job.folder, job.name), busy)
-
-
-@contextmanager
-def own_kernel() -> Iterator[dict[str, str]]:
-    """Environment in which Jupyter's `python3` is this interpreter, whatever kernels the user has."""
-    with tempfile.TemporaryDirectory(prefix="fgvc-kernel-") as folder:
-        # Errors only: it warns of unencrypted TCP, which does not leave the machine.
-        quiet = "--IPKernelApp.log_level=ERROR"
-        spec = {
-            "argv": [sys.executable, "-m", "ipykernel_launcher", quiet, "-f", "{connection_file}"],
-            "display_name": "Python 3 (fgvclib)",
-            "language": "python",
-        }
-        kernel = Path(folder) / "kernels" / "python3" / "kernel.json"
-        kernel.parent.mkdir(parents=True)
-        kernel.write_text(json.dumps(spec), encoding="utf-8")
-        environment = {
-            **os.environ,
-            "JUPYTER_PATH": _first_on(folder, "JUPYTER_PATH"),
-            # The notebooks' working directory is not the caller's.
-            "FGVC_RESULTS": str(results_root().absolute()),
-            "FGVC_DATA": str(data_root().absolute()),
-            "FGVC_FOLDER": str(folder_root().absolute()),
-        }
-        if (PROJECT / "pyproject.toml").exists():  # a checkout works without having been installed
-            environment["PYTHONPATH"] = _first_on(PROJECT, "PYTHONPATH")
-        yield environment
-
-
-def _first_on(folder: str | Path, variable: str) -> str:
-    return os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
 
 
 def run_notebook(
@@ -256,8 +218,7 @@ def _run_locked(job: Job, timeout: float | None, force: bool) -> bool:
         _say(f"{job.name} is done (--force runs it again).")
         return False
     _say(f"{job.name}: {job.config.profile}, {job.config.dataset}, seeds {job.parameters['seeds']}")
-    # Not done from here to its end; nor is the whole notebook, whose tables a cell of a grid overwrites.
-    manifest.forget(job.folder, job.config, [job.name, job.notebook.stem])
+    manifest.forget(job.folder, job.config, [job.name])  # not done from here to its end
     for path in (job.copy, job.partial, job.failed):
         path.unlink(missing_ok=True)
     job.copy.parent.mkdir(parents=True, exist_ok=True)
@@ -387,7 +348,7 @@ def run_all(
     force: bool = False,
     until: str = "",
 ) -> Path:
-    """Execute all numbered notebooks in order, up to the number `until`, then print the tables; the results folder.
+    """Execute all numbered notebooks in order, up to the number `until`, the results folder.
 
     A parameter goes to the notebooks that have it; ValueError if none does. `timeout`: minutes per notebook.
     """
@@ -406,150 +367,5 @@ def run_all(
         # The comparison reads what the others made.
         stale = ran and job.notebook.stem.startswith(COMPARISON)
         ran |= _run(job, timeout, force or stale)
-    print_tables(folder)
-    _say(f"\nTotal: {(time.monotonic() - began) / 60:.1f} minutes.")
+    _say(f"Total: {(time.monotonic() - began) / 60:.1f} minutes.")
     return folder
-
-
-def run_grid(
-    datasets: Sequence[str],
-    rows: Sequence[str],
-    seeds: Sequence[int],
-    profile: str,
-    overrides: dict[str, Any] | None = None,
-    timeout: float | None = None,
-    force: bool = False,
-    gather: bool = True,
-) -> dict[str, str]:
-    """Run the ablation for every data set, row and seed, then gather each data set's tables; job → error.
-
-    Without rows, one cell of the grid trains all rows of a seed; without `gather`, the cells are all. What fails does
-    not stop the others, but a data set with a failed cell is not gathered: its tables would hide what is missing.
-    """
-    began = time.monotonic()
-    plans = {dataset: _plan_grid(dataset, rows, seeds, profile, overrides) for dataset in datasets}
-    failures: dict[str, str] = {}
-    for dataset, (cells, tables) in plans.items():
-        try:
-            _run_grid_folder(cells, tables if gather else [], timeout, force, failures)
-        except (ValueError, OSError) as error:  # such as a data set that can not be had
-            failures[dataset] = str(error)
-    _say(f"\nGrid: {sum(len(cells) for cells, _ in plans.values())} cells, {len(failures)} failures, "
-         f"{(time.monotonic() - began) / 60:.1f} minutes.")  # fmt: skip
-    for job, error in failures.items():
-        _say(f"  {job}: {error}")
-    return failures
-
-
-def _plan_grid(dataset, rows, seeds, profile, overrides) -> tuple[list[Job], list[Job]]:
-    """The cells of one data set, and the notebooks that gather them."""
-    cells = []
-    for row in rows or [None]:
-        for seed in seeds:
-            parameters = {"rows": [row] if row else []}
-            label = f"{row or 'all'}-seed{seed}"
-            cells.append(plan(ABLATION, profile, dataset, [seed], overrides, parameters, label))
-    ablation = plan(ABLATION, profile, dataset, seeds, overrides, {"rows": list(rows)})
-    return cells, [ablation, plan(COMPARISON, profile, dataset, seeds, overrides)]
-
-
-def _run_grid_folder(cells, tables, timeout, force, failures) -> None:
-    """Run one data set's part of a grid; errors go into `failures`."""
-    complete = True
-    for cell in cells:
-        complete &= _try(cell, timeout, force, failures)
-    if not complete:
-        _say(f"{cells[0].folder.name}: not gathered into tables, as cells of the grid failed.")
-        return
-    for number, job in enumerate(tables):
-        # The trainings are cached, so this only makes the tables; a comparison may be older than they.
-        if not _try(job, timeout, number > 0, failures):
-            return
-
-
-def _try(job: Job, timeout: float | None, force: bool, failures: dict[str, str]) -> bool:
-    try:
-        _run(job, timeout, force)
-    except (NotebookFailed, NotebookBusy) as error:
-        _say(str(error))
-        failures[f"{job.folder.name} {job.name}"] = str(error)
-        return False
-    return True
-
-
-# Showing results
-
-
-def print_tables(folder: Path) -> None:
-    """Print the tables that a results folder has, paper | ours, and say where its figures are."""
-    import pandas
-
-    for table in TABLES:
-        path = folder / f"{table}.csv"
-        if path.exists():
-            shown = beside_paper(pandas.read_csv(path))
-            _say(f"\n{table} (paper | ours)\n{shown.to_string(index=False)}")
-    figures = sorted((folder / "figures").glob("*.png"))
-    _say(f"\n{len(figures)} figures: {folder / 'figures'}")
-
-
-def beside_paper(table):
-    """Text table in which a measured column and the `paper_` column of its name share cells: "paper | ours".
-
-    `paper_accuracy` belongs to the first column that is called `accuracy` or starts with `accuracy_`.
-    """
-    shown = table.map(_rounded)
-    for paper in [name for name in table.columns if name.startswith("paper_")]:
-        wanted = paper.removeprefix("paper_")
-        ours = [name for name in table.columns if name == wanted or name.startswith(f"{wanted}_")]
-        if ours:
-            shown[ours[0]] = shown[paper] + " | " + shown[ours[0]]
-            shown = shown.drop(columns=paper)
-    return shown
-
-
-def _rounded(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.0f}" if value.is_integer() else f"{value:.3f}"
-    return str(value)
-
-
-def describe(notebooks: Iterable[Path]) -> str:
-    """One paragraph a notebook: name, title (its first heading) and parameters."""
-    import nbformat
-
-    lines = []
-    for notebook in notebooks:
-        text = "\n".join(c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "markdown")
-        title = re.search(r"^#+ *(.+)$", text, re.MULTILINE)
-        lines.append(f"{notebook.stem}  {title.group(1) if title else ''}".rstrip())
-        lines.append("    " + ", ".join(f"{n} = {v}" for n, v in notebook_parameters(notebook).items()))
-    return "\n".join(lines)
-
-
-def lab(arguments: Sequence[str] = ()) -> int:
-    """Open JupyterLab on the notebooks, with this interpreter as its `python3`; its exit status."""
-    with own_kernel() as environment:
-        quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-        uploads = f"--ServerApp.tornado_settings={UPLOADS}"
-        return _serve([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *quiet, uploads, *arguments], environment)
-
-
-def app(profile: str, dataset: str, overrides: dict[str, Any] | None = None, arguments: Sequence[str] = ()) -> int:
-    """Serve the explorer's notebook, with these parameters, as an app; Voilà's exit status."""
-    from papermill.iorw import load_notebook_node, write_ipynb
-    from papermill.parameterize import parameterize_notebook
-
-    job = plan(EXPLORER, profile, dataset, [0], overrides)
-    with own_kernel() as environment, tempfile.TemporaryDirectory(prefix="fgvc-app-") as folder:
-        served = str(Path(folder) / job.notebook.name)
-        write_ipynb(parameterize_notebook(load_notebook_node(str(job.notebook)), job.parameters), served)
-        uploads = f"--Voila.tornado_settings={UPLOADS}"
-        return _serve([sys.executable, "-m", "voila", served, uploads, *arguments], environment)
-
-
-def _serve(command: Sequence[str], environment: dict[str, str]) -> int:
-    process = subprocess.Popen(command, env=environment)
-    while True:
-        with suppress(KeyboardInterrupt):  # the server gets it too, and asks or ends
-            return process.wait()

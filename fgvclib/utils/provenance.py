@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "timm")
 
 def provenance() -> dict[str, Any]:
     """{commit, dirty, library, versions, device, threads, command, date} of the present process."""
-    import torch  # which `fgvc list` need not wait for
+    import torch  # which `fgvc --help` need not wait for
 
     from fgvclib.utils.device import device_name
 

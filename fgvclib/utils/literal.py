@@ -1,0 +1,18 @@
+"""Values as people type them on a command line."""
+
+import ast
+import json
+from typing import Any
+
+
+def literal(text: str) -> Any:
+    """The value that a JSON, Python or YAML text stands for. Raises ValueError where it is none of them."""
+    import yaml
+
+    # YAML comes last: it takes 1e-3 and None for text. With it, [Baseline] and {epochs: 30} need no quotes.
+    for read in (json.loads, ast.literal_eval, yaml.safe_load):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, yaml.YAMLError):
+            continue
+    raise ValueError(f"{text!r} is neither JSON nor YAML.")
