@@ -1,0 +1,61 @@
+"""Publish a results folder: `python -m fgvclib.tools.reference cpu-synthbirds` copies it into results/reference/.
+
+What is copied: tables, executed notebooks, the figures that the documents show, and of every run its scores and what made
+them; of the run that the repository ships, the weights as well, in half precision.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from fgvclib.config import PROJECT, results_root
+from fgvclib.training.checkpoints import read_checkpoint, save_checkpoint
+
+REFERENCE = PROJECT / "results" / "reference"
+SHIPPED = "End-to-end-seed0"  # what notebooks 00, 06 and 09 show where nothing has been trained yet
+OF_A_RUN = ("metrics.json", "history.csv", "trajectories.csv", "predictions.csv")
+DOCUMENTS = ("README.md", "docs/*.md", "docs/book/*.md")
+
+
+def publish(name: str) -> Path:
+    """Replace results/reference/`name` by the folder of that name in the results root.
+
+    Raises ValueError where that holds no tables, so that nothing is replaced by nothing.
+    """
+    source, target = results_root() / name, REFERENCE / name
+    tables = sorted(source.glob("*.csv"))
+    if not tables:
+        raise ValueError(f"{source} holds no tables; run the notebooks first (fgvc run all).")
+    shutil.rmtree(target, ignore_errors=True)
+    shown = set(re.findall(rf"reference/{name}/figures/([\w.]+)", _documents()))
+    chosen = [*tables, source / "metrics.json", source / "manifest.json", *source.glob("notebooks/[0-9]*.ipynb")]
+    chosen += [source / "figures" / figure for figure in shown]
+    chosen += [path for name in OF_A_RUN for path in source.glob(f"runs/*/{name}")]
+    for path in chosen:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    if (source / "runs" / SHIPPED).exists() and "synthbirds" in name:
+        halve(source / "runs" / SHIPPED / "checkpoint.pt", target / "runs" / SHIPPED / "checkpoint.pt")
+    return target
+
+
+def halve(checkpoint: Path, copy: Path) -> None:
+    """Copy what prediction needs of a checkpoint, with its weights in half precision: 8 MB in place of 32."""
+    state = read_checkpoint(checkpoint)
+    weights = {name: value.half() if value.dtype == torch.float32 else value for name, value in state["model"].items()}
+    kept = {name: value for name, value in state.items() if name not in ("optimiser", "schedule", "criterion")}
+    save_checkpoint(copy, kept | {"model": weights})
+
+
+def _documents() -> str:
+    paths = [path for pattern in DOCUMENTS for path in PROJECT.glob(pattern)]
+    return "".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+if __name__ == "__main__":
+    for folder in sys.argv[1:]:
+        print(publish(folder))
