@@ -1,7 +1,7 @@
 """Publish a results folder: `python -m fgvclib.tools.reference cpu-synthbirds` copies it into results/reference/.
 
-What is copied: tables, executed notebooks, the figures that the documents show, and of every run its scores and what made
-them; of the run that the repository ships, the weights as well, in half precision.
+What is copied: tables, executed notebooks, the figures that the documents show, and of every run its scores and what
+made them; of the run that the repository ships, the weights as well, in half precision.
 """
 
 import re
@@ -32,7 +32,7 @@ def publish(name: str) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     shown = set(re.findall(rf"reference/{name}/figures/([\w.]+)", _documents()))
     chosen = [*tables, source / "metrics.json", source / "manifest.json", *source.glob("notebooks/[0-9]*.ipynb")]
-    chosen += [source / "figures" / figure for figure in shown]
+    chosen += [path for path in source.glob("figures/*.png") if path.name in shown]
     chosen += [path for name in OF_A_RUN for path in source.glob(f"runs/*/{name}")]
     for path in chosen:
         copy = target / path.relative_to(source)
