@@ -2,16 +2,17 @@
 
 import glob
 import json
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -48,7 +49,6 @@ def generate(
     A picture depends on (seed, class, number within the class, image_size) only, so the files are the same
     byte for byte whatever the number of workers, and data sets of different extent agree where they overlap.
     The data set appears under `root` in one step when it is complete, so runs at the same time do no harm.
-    Scripts must call this under `if __name__ == "__main__":`, as always with process pools; notebooks need not.
     """
     root = Path(root)
     species = species_list(num_classes)
@@ -151,10 +151,42 @@ def _draw_all(
     show = partial(progress, description="drawing birds", total=len(jobs), unit="photo")
     if workers == 0:
         return list(show(map(draw, jobs)))
-    # Forking a process that runs threads (a notebook kernel, torch) can deadlock, so spawn.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(jobs)), mp_context=context) as pool:
-        return list(show(pool.map(draw, jobs, chunksize=8)))
+    with ExitStack() as stack:
+        count = min(workers or os.cpu_count() or 1, len(jobs))
+        lines = [_start_worker(stack, draw.args, jobs[first::count]) for first in range(count)]
+        return list(show(_next_box(lines[number % count]) for number in range(len(jobs))))
+
+
+def _start_worker(stack: ExitStack, setting: tuple, jobs: list[tuple[int, int, str]]) -> TextIO:
+    """Start a process that draws `jobs` → what it prints: a line for each box. It ends with the stack, or before.
+
+    Not a process pool, which would run a script of the user's once more in each process, and cannot where it has no
+    file; nor a fork, which can deadlock in a process that runs threads (a notebook kernel, torch).
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-m", "synthbirds"]
+    worker = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    stack.enter_context(worker)
+    stack.callback(worker.kill)
+    with suppress(BrokenPipeError), worker.stdin:  # it ended early, which its missing lines tell
+        json.dump([setting, jobs], worker.stdin)
+    return worker.stdout
+
+
+def _next_box(lines: TextIO) -> Box:
+    line = lines.readline()
+    if not line:
+        raise RuntimeError("A process that draws birds ended early; its own message is above, or in the terminal.")
+    return tuple(json.loads(line))
+
+
+def draw_as_worker(source: TextIO, target: TextIO) -> None:
+    """What `python -m synthbirds` does: read jobs, draw each, and print its box."""
+    setting, jobs = json.load(source)
+    for job in jobs:
+        print(json.dumps([float(side) for side in _draw_file(*setting, job)]), file=target, flush=True)
 
 
 def _draw_file(images: str, seed: int, image_size: int, job: tuple[int, int, str]) -> Box:

@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -49,6 +51,31 @@ def test_layout(small):
 def test_same_bytes_whatever_the_workers(small, tmp_path):
     again = synthbirds.generate(tmp_path / "set", **SMALL, workers=2)
     assert _files(again) == _files(small)
+
+
+PLAIN = """
+import synthbirds
+print("drawn", synthbirds.generate("set", num_classes=3, train_per_class=2, test_per_class=1, image_size=48, workers=2))
+"""
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_plain_script_draws_once_with_processes(small, tmp_path, piped):
+    """No `if __name__ == "__main__":`, which a process pool would need, and in the other case not even a file."""
+    (tmp_path / "plain.py").write_text(PLAIN)
+    environment = os.environ | {"PYTHONPATH": str(Path(synthbirds.__file__).parent.parent)}
+    command = [sys.executable, "-" if piped else "plain.py"]
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    found = subprocess.run(command, input=PLAIN if piped else None, **options)
+    assert (found.returncode, found.stdout) == (0, "drawn set\n"), found.stderr
+    assert _files(tmp_path / "set") == _files(small)
+
+
+def test_worker_that_ends_early_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="ended early"):
+        synthbirds.generate(tmp_path / "set", **SMALL, workers=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_seed_gives_other_pictures(small, tmp_path):
