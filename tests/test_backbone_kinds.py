@@ -92,6 +92,28 @@ def test_stride_that_a_network_cannot_have_is_refused(tag):
         create_backbone(tag, pretrained=False, output_stride=16)
 
 
+@pytest.mark.parametrize(
+    "values, what",
+    [
+        ({"backbone": "levit_128s"}, "levit_128s .*cannot take crops of 32 pixels .*a vision transformer"),
+        ({"backbone": "vit_tiny_patch16_224", "crop_size": 40}, "crops of 40 pixels .*divisible by patch size"),
+        ({"backbone": "vit_tiny_patch16_224", "teacher_size": 40}, "images of 40: .*divisible by patch size"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(tiny, values, what):
+    config = replace(tiny, **{"teacher_output_stride": 32} | values)
+    with pytest.raises(ValueError, match=what):
+        build_model(config, 3, pretrained=False)
+
+
+def test_check_of_the_shapes_leaves_the_model_as_it_was_built(tiny):
+    model = build_model(tiny, 3, pretrained=False)
+    assert all(module.training for name, module in model.named_modules() if not name.startswith("teacher"))
+    assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"cpu"}
+    counts = [count.item() for name, count in model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts and set(counts) == {0}
+
+
 def test_convnext_has_the_asked_stride():
     backbone = create_backbone("convnext_atto", pretrained=False, output_stride=16).eval()
     with torch.no_grad():

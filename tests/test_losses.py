@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fgvclib.model.classifier import GlobalKMaxPool2d
 from fgvclib.model.gradients import clip_gradient, scale_gradient
-from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
+from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss, localisation_loss
 
 CLASSES, DIM = 7, 5
 BATCHES = {
@@ -267,6 +267,25 @@ def test_missing_teacher_map_is_named(output, lambdas):
 def test_without_local_losses_neither_teacher_nor_attention_is_needed(output):
     criterion = EndToEndLoss(EmbeddingLoss(CLASSES, DIM), lambda_att=0.0, lambda_aff=0.0)
     assert set(criterion(output._replace(attention=None), LABELS)) == {"cross_entropy", "embedding", "total"}
+
+
+def test_localisation_loss_is_the_two_local_terms(output):
+    teacher_map = torch.rand(4, 1, 6, 6)
+    terms = EndToEndLoss(EmbeddingLoss(CLASSES, DIM), 2.0, 7.0, 5.0, 0.4)(output, LABELS, teacher_map)
+    found = localisation_loss(output.attention, output.theta, teacher_map, 7.0, 5.0, 0.4)
+    assert found == (terms["attention"], terms["affine"])
+
+
+def test_embedding_loss_that_is_off_moves_no_centre_and_needs_no_embedding(output):
+    criterion = EndToEndLoss(EmbeddingLoss(CLASSES, DIM), 0.0, 0.0, 0.0)
+    assert criterion(output, LABELS)["embedding"] == 0 and not criterion.embedding_loss.centres.any()
+    logits_alone = criterion(output._replace(embedding=None), LABELS)
+    assert logits_alone["total"] == logits_alone["cross_entropy"] > 0
+
+
+def test_classifier_without_embedding_is_named(output):
+    with pytest.raises(ValueError, match="gives logits alone; set lambda_emb = 0"):
+        EndToEndLoss(EmbeddingLoss(CLASSES, DIM), 2.0, 0.0, 0.0)(output._replace(embedding=None), LABELS)
 
 
 def test_threshold_decides_the_target_box(output):

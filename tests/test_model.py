@@ -6,12 +6,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from fgvclib.model.backbones import create_backbone
 from fgvclib.model.geometry import crop
 from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
-from fgvclib.model.system import ModelOutput, build_model
+from fgvclib.model.system import EndToEndModel, ModelOutput, build_model
 from fgvclib.model.teacher import Teacher
 from fgvclib.study.paper import paper_table
 from fgvclib.training.loop import train
@@ -196,6 +197,20 @@ def test_output_is_attnet_affnet_crop_and_classifier_in_turn(small):
     for actual, expected in zip(output, (logits, embedding, attention, theta, cropped), strict=True):
         torch.testing.assert_close(actual, expected)
     assert [tuple(value.shape) for value in output] == [(2, 3), (2, 16), (2, 1, 14, 14), (2, 4), (2, 3, 48, 48)]
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_plain_timm_classifier_gives_logits_alone(small, batch):
+    """A batch of two must not be taken for logits and embedding."""
+    torch.manual_seed(0)
+    parts = build_model(small, 3, pretrained=False)
+    plain = timm.create_model("resnet10t", num_classes=10)
+    teacher = Teacher("resnet10t", 64, 16, 14)
+    model = EndToEndModel(plain, parts.attnet, parts.affnet, teacher, crop_size=48).eval()
+    output = model(torch.randn(batch, 3, 64, 64))
+    assert output.embedding is None
+    torch.testing.assert_close(output.logits, plain(output.crop))
+    assert model.teacher_map(torch.randn(batch, 3, 64, 64)).shape == (batch, 1, 14, 14)
 
 
 def test_first_crop_is_the_whole_image(small):

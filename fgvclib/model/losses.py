@@ -54,7 +54,7 @@ class EmbeddingLoss(nn.Module):
         features, labels = _of_all_processes(normalise(features)), _of_all_processes(labels)
         classes, position = labels.unique(return_inverse=True)
         centres = self._updated_centres(features, classes, position) if self.training else self.centres[classes]
-        intra = 0.5 * (features - centres[position]).square().sum(dim=1).mean()
+        intra = 0.5 * (features - centres[position]).square().sum(dim=1).mean()  # scalar
         return intra + self.gamma * self._inter(centres)
 
     def _updated_centres(self, features: Tensor, classes: Tensor, position: Tensor) -> Tensor:
@@ -95,6 +95,21 @@ def _several_processes() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def localisation_loss(
+    attention: Tensor,
+    theta: Tensor,
+    teacher_map: Tensor,
+    lambda_att: float = 16.0,
+    lambda_aff: float = 16.0,
+    threshold: float = 0.3,
+) -> tuple[Tensor, Tensor]:
+    """A and M (B, 1, n, n), theta (B, 4) → the local losses L_att (equation 2) and L_aff (equation 7), weighted."""
+    theta_tau = box_to_theta(attention_to_box(teacher_map, threshold))  # (B, 4), section 2.2.1
+    l_att = lambda_att * F.smooth_l1_loss(attention, teacher_map)  # eq. 2
+    l_aff = lambda_aff * F.smooth_l1_loss(theta, theta_tau)  # eq. 7
+    return l_att, l_aff
+
+
 class EndToEndLoss(nn.Module):
     """L = L_CE + lambda L_emb + lambda_att SL1(A, M) + lambda_aff SL1(theta, theta_tau) (equations 1, 2 and 7)."""
 
@@ -119,23 +134,32 @@ class EndToEndLoss(nn.Module):
     def forward(self, output, labels: Tensor, teacher_map: Tensor | None = None) -> dict[str, Tensor]:
         """Output of `EndToEndModel`, labels (B,), M (B, 1, n, n) → the weighted terms by name; "total" is their sum.
 
-        Raises ValueError where a local loss is on and the teacher map is missing.
+        Raises ValueError where a loss is on and what it needs is missing: a teacher map, or an embedding.
         """
         terms = {
             "cross_entropy": F.cross_entropy(output.logits, labels),
-            "embedding": self.lambda_emb * self.embedding_loss(output.embedding, labels),
+            "embedding": self._embedding_term(output, labels),
         }
         if self.needs_teacher:
             if teacher_map is None:
                 raise ValueError("lambda_att or lambda_aff is above 0, but no teacher map was given.")
             terms |= self.local_terms(output.attention, output.theta, teacher_map)
-        terms["total"] = sum(terms.values())
+        terms["total"] = sum(terms.values())  # eq. 1, with the local losses
         return terms
+
+    def _embedding_term(self, output, labels: Tensor) -> Tensor:
+        if self.lambda_emb == 0:
+            return output.logits.new_zeros(())  # and the centres stay where they are
+        if output.embedding is None:
+            raise ValueError(
+                "lambda_emb is above 0, but this classifier gives logits alone; set lambda_emb = 0, or give it an "
+                "embedding as fgvclib's Classifier has."
+            )
+        return self.lambda_emb * self.embedding_loss(output.embedding, labels)
 
     def local_terms(self, attention: Tensor, theta: Tensor, teacher_map: Tensor) -> dict[str, Tensor]:
         """A and M (B, 1, n, n), theta (B, 4) → the weighted local losses of equations 2 and 7."""
-        target = box_to_theta(attention_to_box(teacher_map, self.threshold))  # theta_tau, (B, 4)
-        return {
-            "attention": self.lambda_att * F.smooth_l1_loss(attention, teacher_map),
-            "affine": self.lambda_aff * F.smooth_l1_loss(theta, target),
-        }
+        l_att, l_aff = localisation_loss(
+            attention, theta, teacher_map, self.lambda_att, self.lambda_aff, self.threshold
+        )
+        return {"attention": l_att, "affine": l_aff}
