@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fgvclib.model.affnet import AUTHORS_SHARPNESS, DEFAULT_SHARPNESS, AffNet, AttentionPreprocessor
+from fgvclib.config import load_config
+from fgvclib.model.affnet import DEFAULT_SHARPNESS, AffNet, AttentionPreprocessor
 from fgvclib.model.geometry import attention_to_box, box_iou, theta_to_box
+from fgvclib.study import table1
 from fgvclib.study.contenders import FFNN, ResNetS, SoftHull
 from fgvclib.study.paper import paper_table
 from fgvclib.study.table1 import CONTENDERS
@@ -64,7 +66,7 @@ def test_background_becomes_one_half_and_foreground_one():
     assert (mask[0, 0, 1] > 0.999).all()
 
 
-@pytest.mark.parametrize("sharpness", [AUTHORS_SHARPNESS, 100.0])
+@pytest.mark.parametrize("sharpness", [DEFAULT_SHARPNESS, 100.0])
 def test_gradient_of_the_preprocessing_by_finite_differences(sharpness):
     torch.manual_seed(0)
     module = AttentionPreprocessor(0.3, sharpness).double()
@@ -130,6 +132,19 @@ def test_order_of_the_rows_matters_to_the_vertical_axis_alone_and_the_columns_li
     assert (after[:, moved] - before[:, moved]).abs().min() > 1e-6
 
 
+@pytest.mark.parametrize("sharpness, silent", [(None, 0), (1000.0, 0.5)])
+def test_gradient_reaches_the_map_at_the_default_sharpness(sharpness, silent):
+    """Cells above tau of a sharp mask are all 1, and nothing reaches them: no sharpness to train AttNet with."""
+    network = lively(AffNet() if sharpness is None else AffNet(sharpness=sharpness))
+    sent = table1.sensitivity(network, blobs(200)).mean(dim=(1, 2, 3))
+    share = float((sent < sent.mean() / 100).float().mean())
+    assert share == 0 if silent == 0 else share > silent
+
+
+def test_networks_have_the_sharpness_of_the_system_by_default():
+    assert AffNet().preprocess.sharpness == AttentionPreprocessor().sharpness == load_config("paper").sharpness == 10
+
+
 def test_transposed_map_swaps_the_axes_of_equal_subnetworks():
     network = lively(AffNet())
     network.vertical.load_state_dict(network.horizontal.state_dict())
@@ -191,9 +206,9 @@ def test_softhull_is_the_hull_of_the_mask_at_high_sharpness(threshold):
     assert box_iou(theta_to_box(theta), hull).min() > 0.98
 
 
-def test_softhull_at_the_default_sharpness_is_close_on_average():
+def test_softhull_at_the_sharpness_of_table_1_is_close_on_average():
     attention = blobs(200)
-    theta = SoftHull(14, sharpness=DEFAULT_SHARPNESS)(attention)
+    theta = SoftHull(14, sharpness=table1.SHARPNESS)(attention)
     assert box_iou(theta_to_box(theta), attention_to_box(attention)).mean() > 0.98
 
 

@@ -86,6 +86,22 @@ def test_box_of_a_cut_photo_is_scored_in_the_whole_photo(tiny, splits):
     assert found["iou"].to_numpy() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_teachers_box_is_scored_in_the_whole_photo(tiny, splits, live):
+    """The live teacher finds a box in the crop; a fixed one has found the same box in the whole photo."""
+    model = build_model(replace(tiny, **BOUNDS["Oracle crop"]), 3, pretrained=False)
+    photos = splits.test.assign(**dict(zip(CROP, splits.test[BOX].to_numpy().T, strict=True)))
+    maps = torch.zeros(len(photos), 1, 4, 4)
+    maps[:, :, 1:3, 0:2] = 1  # rows 1 and 2, columns 0 and 1 of 4: the box 0, 0.25, 0.5, 0.75
+    model.teacher_map = lambda images: maps[: len(images)]
+    loader = evaluation_loader(photos, tiny, None if live else maps)
+    found = predict(model, loader, photos, 0.5)[[f"teacher_{corner}" for corner in BOX]].to_numpy()
+    for row, (x1, y1, x2, y2) in zip(found, photos[BOX].to_numpy(), strict=True):
+        width, height = x2 - x1, y2 - y1
+        inside = [x1, y1 + height / 4, x1 + width / 2, y1 + 3 * height / 4]
+        assert row == pytest.approx(inside if live else [0, 0.25, 0.5, 0.75], abs=1e-6)
+
+
 def test_fixed_crop_trains_without_localisation(tiny, fixed, tmp_path):
     config = replace(tiny, epochs=1, **BOUNDS["Centre crop"])
     (record,) = train(config, fixed("centre"), 0, tmp_path / "checkpoint.pt", pretrained=False)

@@ -183,6 +183,12 @@ def test_every_class_has_a_validation_photo_however_small_the_part(config, photo
     assert sorted(splits.validation["label"]) == [0, 1, 2]
 
 
+def test_no_validation_part_leaves_the_whole_training_split(config, photos):
+    splits = load_splits(replace(config, validation_fraction=0.0))
+    assert len(splits.train) == sum(p["train"] for p in photos) and splits.validation.empty
+    assert list(splits.validation) == list(load_splits(config).validation)
+
+
 def test_boxes_are_relative_to_each_photos_size(config, photos):
     by_id = {p["id"]: p for p in photos}
     splits = load_splits(config)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fgvclib.tools.cli import main
 from fgvclib.training import loop
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.training.loop import NonFiniteLoss, build_optimiser, train, watched_boxes
+from fgvclib.training.runs import describe_epoch
 
 
 def finished(config, splits, seed, path) -> tuple[list[dict], dict]:
@@ -194,14 +196,43 @@ def test_learning_rate_drops_to_a_tenth_after_equal_parts(tiny, splits, tmp_path
 def test_localisation_has_a_group_of_its_own(tiny):
     config = replace(tiny, learning_rate=0.02, localisation_learning_rate=0.001, weight_decay=0.05, momentum=0.8)
     model = build_model(config, 3, pretrained=False)
-    classifier, localisation = build_optimiser(model, config).param_groups
-    assert classifier["lr"] == 0.02 and localisation["lr"] == 0.001
-    assert {group["weight_decay"] for group in (classifier, localisation)} == {0.05}
-    assert {group["momentum"] for group in (classifier, localisation)} == {0.8}
+    classifier, localisation, offsets = groups = build_optimiser(model, config).param_groups
+    assert [group["lr"] for group in groups] == [0.02, 0.001, 0.001]
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.05, 0.0]
+    assert {group["momentum"] for group in groups} == {0.8}
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert {names[p].split(".")[0] for p in classifier["params"]} == {"classifier"}
     assert {names[p].split(".")[0] for p in localisation["params"]} == {"attnet", "affnet"}
-    assert len(classifier["params"]) + len(localisation["params"]) == len(names)  # each once, none forgotten
+    assert {names[p] for p in offsets["params"]} == {
+        "affnet.preprocess.w_tau", "affnet.horizontal.3.bias", "affnet.vertical.3.bias"}  # fmt: skip
+    assert sum(len(group["params"]) for group in groups) == len(names)  # each once, none forgotten
+
+
+@pytest.mark.parametrize("decays", [False, True])
+def test_weight_decay_spares_the_threshold_and_the_first_theta(tiny, decays):
+    """Without gradients, momentum and decay alone: (p, buffer) → (p - rate * b, b) with b = 0.9 buffer + decay * p."""
+    config = replace(tiny, weight_decay=0.01, localisation_learning_rate=0.1, decay_w_tau_and_theta_bias=decays)
+    model = build_model(config, 3, pretrained=False)
+    optimiser = build_optimiser(model, config)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(50):
+        optimiser.step()
+    step = np.array([[1 - 0.1 * 0.01, -0.1 * 0.9], [0.01, 0.9]])
+    shrunk = np.linalg.matrix_power(step, 50)[0, 0] if decays else 1.0
+    assert 0.5 < shrunk < 0.8 or not decays
+    theta = model.affnet.eval()(torch.rand(2, 1, 14, 14))
+    assert theta[0].tolist() == pytest.approx([shrunk, shrunk, 0, 0], rel=1e-5)
+    assert model.affnet.preprocess.w_tau.item() == pytest.approx(0.3 * shrunk, rel=1e-5)
+
+
+def test_without_validation_part_all_photos_train_and_its_scores_are_missing(tiny, splits, tmp_path):
+    config = replace(tiny, epochs=1)
+    whole = replace(splits, validation=splits.validation.iloc[:0])
+    (record,) = train(config, whole, 0, tmp_path / "checkpoint.pt", pretrained=False)
+    assert np.isnan(record["validation_accuracy"]) and record["watched_boxes"] == []
+    line = describe_epoch(record, 1)
+    assert "validation" not in line and "nan" not in line and f"train {record['train_accuracy']:.1%}" in line
 
 
 def test_watched_photos_are_spread_over_the_table():

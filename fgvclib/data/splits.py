@@ -38,7 +38,7 @@ class Splits:
     """Tables with one row per photo: image_id, path, label; `validation` and `test` also x1, y1, x2, y2 in [0, 1].
 
     Boxes are NaN where a photo has none. `validation` is a fixed part of the official training split, the same for
-    every seed.
+    every seed, and empty where `validation_fraction` is 0.
     """
 
     train: pd.DataFrame
@@ -94,7 +94,9 @@ def load_splits(config: Config) -> Splits:
 
 
 def _set_aside(photos: pd.DataFrame, fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split off `fraction` of every class (at least one photo); the same photos every time."""
+    """Split off `fraction` of every class (at least one photo, none for 0); the same photos every time."""
+    if fraction == 0:
+        return photos, photos.iloc[:0]
     validation = photos.groupby("label").sample(frac=fraction, random_state=0)
     missing = sorted(set(photos["label"]) - set(validation["label"]))
     first = photos[photos["label"].isin(missing)].groupby("label").head(1)

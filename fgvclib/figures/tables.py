@@ -86,7 +86,11 @@ def table3_figure(table: pd.DataFrame, dataset: str) -> Figure:
 
 
 def table1_errors(scores: Mapping[str, pd.DataFrame], levels: Sequence[float] = (0.80, 0.95)) -> Figure:
-    """Rows of Table 1 in full: share of the maps up to an error, and share above an IoU; names with "+ prep." solid."""
+    """Rows of Table 1 in full: share of the maps up to an error, and share above an IoU; names with "+ prep." solid.
+
+    Rows without scores, which were not trained, are left out.
+    """
+    scores = {name: table for name, table in scores.items() if len(table)}
     figure, (errors, overlaps) = plt.subplots(1, 2, figsize=(12.5, 4.4))
     models = list(dict.fromkeys(name.removesuffix(" + prep.") for name in scores))
     for name, table in scores.items():
@@ -109,7 +113,7 @@ def table1_errors(scores: Mapping[str, pd.DataFrame], levels: Sequence[float] = 
     return figure
 
 
-def sharpness_figure(sweep: pd.DataFrame, authors: float, default: float) -> Figure:
+def sharpness_figure(sweep: pd.DataFrame, authors: float, sharp: float) -> Figure:
     """What the sharpness (index, rising) does: iou_gt_0.95, silent, gradient_mean and gradient_median (over maps)."""
     figure, (hits, gradients) = plt.subplots(1, 2, figsize=(11, 3.9))
     hits.plot(sweep.index, 100 * sweep["iou_gt_0.95"], marker="o", linestyle="-", label="maps with IoU > 0.95")
@@ -125,7 +129,7 @@ def sharpness_figure(sweep: pd.DataFrame, authors: float, default: float) -> Fig
     gradients.set_yscale("symlog", linthresh=1e-4)
     for ax, place in ((hits, "upper left"), (gradients, "lower left")):
         ax.axvline(authors, color="black", linewidth=1, linestyle=":", label=f"authors' k = {authors:g}")
-        ax.axvline(default, color="black", linewidth=1, linestyle="-.", label=f"default k = {default:g}")
+        ax.axvline(sharp, color="black", linewidth=1, linestyle="-.", label=f"Table 1's k = {sharp:g}")
         ax.set(xscale="log", xlabel="sharpness $k$")
         ax.legend(loc=place, fontsize="small")
     return figure

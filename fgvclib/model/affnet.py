@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from fgvclib.model.geometry import IDENTITY_THETA, min_max_normalise
 
-AUTHORS_SHARPNESS = 10.0  # not given in the paper; the value that reproduces its Table 1
-DEFAULT_SHARPNESS = 1000.0  # ours: close to the binary mask that the targets are computed from
+DEFAULT_SHARPNESS = 10.0  # not given in the paper; the value that reproduces its Table 1
 
 
 class AttentionPreprocessor(nn.Module):
@@ -65,6 +64,11 @@ class AffNet(AffineEstimator):
     def build(self, map_size: int) -> None:
         self.horizontal = _axis_network(map_size)
         self.vertical = _axis_network(map_size)
+
+    def offsets(self) -> list[nn.Parameter]:
+        """The biases of theta's scales and translations, and w_tau: values with a meaning of their own."""
+        biases = [network[-1].bias for network in (self.horizontal, self.vertical)]
+        return [*biases, *self.preprocess.parameters()]
 
     def estimate(self, mask: Tensor) -> Tensor:
         columns, rows = axis_maxima(mask)

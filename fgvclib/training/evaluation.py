@@ -32,12 +32,13 @@ def predict(
 
     Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (theta's, clipped to the photo; what the
     classifier sees is wider by `crop_margin`), iou with the true box (NaN where the photo has none); with
-    `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass. Leaves the model in evaluation
-    mode. Where processes share a prepared loader, `gather` is their `gather_for_metrics`.
+    `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass. Boxes are fractions of the
+    photo, also where `photos` says that the model sees a crop of it. Leaves the model in evaluation mode. Where
+    processes share a prepared loader, `gather` is their `gather_for_metrics`.
     """
     device = next(model.parameters()).device
     model.eval()
-    parts = []
+    parts, whole_photo = [], True
     for batch in loader:
         images = batch["image"].to(device, non_blocking=True)
         output = model(images)
@@ -49,12 +50,16 @@ def predict(
             *theta_to_box(output.theta).clamp(0, 1).unbind(1),
         ]
         if teacher_threshold is not None:
+            whole_photo = "teacher_map" in batch  # the map of a fixed teacher
             found = batch["teacher_map"].to(device) if "teacher_map" in batch else model.teacher_map(images)
             columns += attention_to_box(found, teacher_threshold).unbind(1)
         parts.append(torch.stack([column.cpu().double() for column in gather(columns)], dim=1))
     names = ["index", "prediction", "probability", *named_box("box")]
     names += named_box("teacher") if teacher_threshold is not None else []
-    return _score(photos, pd.DataFrame(torch.cat(parts).numpy(), columns=names))
+    table = pd.DataFrame(torch.cat(parts).numpy() if parts else [], columns=names, dtype=float)
+    if CROP[0] in photos:
+        _uncrop(table, photos, ["box"] if whole_photo else ["box", "teacher"])
+    return _score(photos, table)
 
 
 def named_box(prefix: str) -> list[str]:
@@ -65,8 +70,6 @@ def named_box(prefix: str) -> list[str]:
 def _score(photos: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """Join predictions to the photos' labels and true boxes."""
     predicted = predicted.astype({"index": int, "prediction": int}).set_index("index").sort_index()
-    if CROP[0] in photos:
-        predicted[named_box("box")] = _within(photos[CROP].to_numpy(), predicted[named_box("box")].to_numpy())
     table = photos[["image_id", "path", "label", *BOX]].join(predicted)
     table["iou"] = iou_with_true(table, _tensor(table, named_box("box")))
     if "teacher_x1" in table:
@@ -78,6 +81,13 @@ def iou_with_true(photos: pd.DataFrame, boxes: torch.Tensor) -> pd.Series:
     """IoU of every photo's true box x1 … y2 with one of `boxes` (N, 4); NaN where the photo has no true box."""
     iou = pd.Series(box_iou(_tensor(photos, BOX), boxes).numpy(), index=photos.index)
     return iou.where(photos[BOX].notna().all(axis=1))
+
+
+def _uncrop(table: pd.DataFrame, photos: pd.DataFrame, prefixes: list[str]) -> None:
+    """Turn boxes in fractions of the crops of `photos` into fractions of the photos."""
+    crops = photos.loc[table["index"].astype(int), CROP].to_numpy()
+    for prefix in prefixes:
+        table[named_box(prefix)] = _within(crops, table[named_box(prefix)].to_numpy())
 
 
 def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:

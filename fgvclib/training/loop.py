@@ -53,7 +53,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     with accelerator.main_process_first():  # the others find the maps on disk
         maps = teacher_maps(splits.train, config) if fixed_teacher else None
     loader, sampler = training_loader(splits.train, config, seed, maps)
-    validation_loader = evaluation_loader(splits.validation, config)
+    validation_loader = evaluation_loader(splits.validation, config) if len(splits.validation) else []
     identity = {"config": training_values(config), "seed": seed, "class_names": splits.class_names}
     parts = {"model": model, "criterion": criterion, "optimiser": optimiser, "schedule": schedule}
     history = resume(checkpoint, identity, parts)
@@ -157,7 +157,7 @@ def gradient_norm(model: EndToEndModel) -> Tensor:
 
 def watched_boxes(predictions: pd.DataFrame) -> list[list[float]]:
     """[row, x1, y1, x2, y2] of a few photos spread over the classes, to show how the crop moves over the epochs."""
-    rows = predictions.iloc[:: math.ceil(len(predictions) / WATCHED)]
+    rows = predictions.iloc[:: max(1, math.ceil(len(predictions) / WATCHED))]
     return [[index, *row] for index, row in zip(rows.index, rows[named_box("box")].to_numpy().tolist(), strict=True)]
 
 
@@ -186,10 +186,17 @@ def build_loss(config: Config, num_classes: int) -> EndToEndLoss:
 
 
 def build_optimiser(model: EndToEndModel, config: Config) -> SGD:
-    """SGD with AttNet and AffNet in a group of their own: at a large rate lambda_att = 16 makes them diverge."""
+    """SGD with AttNet and AffNet in a group of their own: at a large rate lambda_att = 16 makes them diverge.
+
+    A third group holds what weight decay spares unless `decay_w_tau_and_theta_bias` is set.
+    """
+    offsets = model.affnet.offsets()
+    others = [p for p in model.localisation_parameters() if all(p is not offset for offset in offsets)]
+    decay = config.weight_decay if config.decay_w_tau_and_theta_bias else 0.0
     groups = [
         {"params": model.classifier.parameters(), "lr": config.learning_rate},
-        {"params": model.localisation_parameters(), "lr": config.localisation_learning_rate},
+        {"params": others, "lr": config.localisation_learning_rate},
+        {"params": offsets, "lr": config.localisation_learning_rate, "weight_decay": decay},
     ]
     return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 

@@ -6,6 +6,7 @@ done. The test split is evaluated once, at the end. One process (or one group of
 trains a run; others that want it wait for it.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -170,10 +171,13 @@ def _finish(run: Run, identity: dict) -> None:
 def describe_epoch(record: dict, epochs: int) -> str:
     """One line for the log: `epoch 3/10  loss 2.31  train 54.2 %  validation 51.0 %  IoU 0.46  13 s`."""
     iou = f"IoU {record['validation_mean_iou']:.2f}  " if "validation_mean_iou" in record else ""
+    accuracy = record["validation_accuracy"]
+    validation = (
+        "" if math.isnan(accuracy) else f"validation {accuracy:.1%}  "
+    )  # none is set aside in the paper profile
     return (
         f"epoch {record['epoch']}/{epochs}  loss {record['train_total']:.3f}  "
-        f"train {record['train_accuracy']:.1%}  validation {record['validation_accuracy']:.1%}  "
-        f"{iou}{record['seconds']:.0f} s"
+        f"train {record['train_accuracy']:.1%}  {validation}{iou}{record['seconds']:.0f} s"
     )
 
 
