@@ -15,14 +15,14 @@ class AttentionPreprocessor(nn.Module):
     The threshold w_tau is the only learnable parameter.
     """
 
-    def __init__(self, threshold: float = 0.3, sharpness: float = DEFAULT_SHARPNESS):
+    def __init__(self, threshold: float = 0.3, sharpness: float = AUTHORS_SHARPNESS):
         super().__init__()
         self.w_tau = nn.Parameter(torch.tensor(float(threshold)))
         self.sharpness = sharpness
 
     def forward(self, attention: Tensor) -> Tensor:
-        above = torch.relu(min_max_normalise(attention) - self.w_tau)
-        return torch.sigmoid(self.sharpness * above)
+        above = torch.relu(min_max_normalise(attention) - self.w_tau)  # (B, 1, n, n)
+        return torch.sigmoid(self.sharpness * above)  # (B, 1, n, n), in [0.5, 1]
 
 
 class AffineEstimator(nn.Module):
@@ -36,7 +36,7 @@ class AffineEstimator(nn.Module):
         map_size: int = 14,
         preprocess: bool = True,
         threshold: float = 0.3,
-        sharpness: float = DEFAULT_SHARPNESS,
+        sharpness: float = AUTHORS_SHARPNESS,
     ):
         super().__init__()
         self.preprocess = AttentionPreprocessor(threshold, sharpness) if preprocess else nn.Identity()
@@ -71,10 +71,10 @@ class AffNet(AffineEstimator):
         return [*biases, *self.preprocess.parameters()]
 
     def estimate(self, mask: Tensor) -> Tensor:
-        columns, rows = axis_maxima(mask)
+        columns, rows = axis_maxima(mask)  # (B, n) each
         s_x, t_x = self.horizontal(columns).unbind(dim=1)
         s_y, t_y = self.vertical(rows).unbind(dim=1)
-        return torch.stack([s_x, s_y, t_x, t_y], dim=1)
+        return torch.stack([s_x, s_y, t_x, t_y], dim=1)  # theta of eq. 6, (B, 4)
 
 
 def axis_maxima(mask: Tensor) -> tuple[Tensor, Tensor]:
