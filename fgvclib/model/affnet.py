@@ -15,7 +15,7 @@ class AttentionPreprocessor(nn.Module):
     The threshold w_tau is the only learnable parameter.
     """
 
-    def __init__(self, threshold: float = 0.3, sharpness: float = AUTHORS_SHARPNESS):
+    def __init__(self, threshold: float = 0.3, sharpness: float = DEFAULT_SHARPNESS):
         super().__init__()
         self.w_tau = nn.Parameter(torch.tensor(float(threshold)))
         self.sharpness = sharpness
@@ -36,7 +36,7 @@ class AffineEstimator(nn.Module):
         map_size: int = 14,
         preprocess: bool = True,
         threshold: float = 0.3,
-        sharpness: float = AUTHORS_SHARPNESS,
+        sharpness: float = DEFAULT_SHARPNESS,
     ):
         super().__init__()
         self.preprocess = AttentionPreprocessor(threshold, sharpness) if preprocess else nn.Identity()
