@@ -29,7 +29,8 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Real = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 TeacherLayer = Literal["last", "stage"]
-TeacherMean = Literal["mean", "rms"]
+TeacherMean = Literal["mean", "rms", "ddt", "ddt+rms"]
+Strides = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]  # a list will do
 Classes = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]  # a list or range will do
 
 
@@ -65,14 +66,17 @@ class Config:
     # Localisation
     attnet_backbone: str = "resnet50.tv_in1k"
     attnet_standardise: bool = False  # (ours) for stages that end without activation, such as EfficientNet's
-    attnet_stride: Count = 4  # of the stage that AttNet sees; a deeper one than 4 is (ours)
+    attnet_stride: Count | Strides = 4  # of the stage that AttNet sees; a deeper one than 4, or several, are (ours)
+    attnet_size: Count | None = None  # (ours) side at which AttNet sees the image; None: 4 (map_size + 2), as the paper
     map_size: Count = 14  # cells along each side of A and M (REPRODUCTION: only 14 gives Table 1's parameter counts)
     teacher_size: Count = 448  # side at which the un-cropped image enters the teacher pass
     teacher_output_stride: Count = 32  # of the teacher pass
     teacher_weights: Literal["live", "imagenet"] = "live"  # imagenet (ours): a photo's map is computed once
     teacher_layer: TeacherLayer = "last"  # stage (ours): before EfficientNet widens to its head
-    teacher_mean: TeacherMean = "mean"  # over channels; rms (ours): the root mean square
+    teacher_mean: TeacherMean = "mean"  # over channels; the others (ours): see model.teacher.Teacher
     threshold: Share = 0.3  # tau
+    box_component: Literal["all", "largest"] = "all"  # of the cells >= tau, what the target box holds; largest (ours)
+    box_upsample: Count = 1  # (ours) times that a map is enlarged before its target box is taken
     sharpness: Real = 10.0  # of the binarisation sigmoid; the paper is silent, 10 reproduces its Table 1
     crop_margin: Real = 0.0  # (ours) share by which the crop is wider and higher than the box
     # (ours) no localisation: crops fixed before training
@@ -119,6 +123,11 @@ class Config:
             raise ValueError(
                 f"localisation_epochs = {self.localisation_epochs} needs the maps of a fixed teacher, but "
                 'teacher_weights = "live"; set localisation_epochs = 0 or teacher_weights = "imagenet".'
+            )
+        if self.teacher_mean.startswith("ddt") and self.teacher_weights == "live":
+            raise ValueError(
+                f'teacher_mean = "{self.teacher_mean}" needs the statistics of a fixed teacher; set teacher_weights = '
+                '"imagenet".'
             )
         if self.fixed_box != "none" and any((self.lambda_att, self.lambda_aff, self.beta_att, self.beta_aff)):
             raise ValueError(

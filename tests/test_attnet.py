@@ -6,6 +6,7 @@ import torch
 from fgvclib.model.attnet import AttNet
 from fgvclib.model.backbones import OFFLINE, create_backbone
 from fgvclib.model.geometry import resize
+from fgvclib.study.efficiency import million_multiply_adds
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,35 @@ def test_standardised_features_have_mean_0_and_variance_1_in_training():
 def test_standardising_adds_no_parameters():
     plain, standardised = (sum(p.numel() for p in AttNet(OFFLINE, False, 14, on).parameters()) for on in (False, True))
     assert plain == standardised
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_two_strides_meet_on_one_grid_before_the_convolution(size):
+    attnet = AttNet(OFFLINE, standardise=True, stride=(8, 16), size=size).eval()
+    images, seen = torch.randn(2, 3, 128, 128), []
+    attnet.stem.register_forward_hook(lambda module, inputs, output: seen.extend([inputs[0], *output]))
+    with torch.no_grad():
+        attention = attnet(images)
+        pixels, fine, coarse = seen
+        both = torch.cat([resize(fine, 16), resize(coarse, 16)], dim=1)  # the running statistics are still 0 and 1
+        expected = torch.nn.functional.conv2d(both / (1 + 1e-5) ** 0.5, attnet.head.weight, attnet.head.bias)
+    assert [stage.shape[1:] for stage in seen] == [
+        (3, size, size),
+        (40, size // 8, size // 8),
+        (112, size // 16, size // 16),
+    ]
+    torch.testing.assert_close(attention, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "backbone, options, mmac",
+    [("resnet50", {}, 64.6), (OFFLINE, {}, 6.2), (OFFLINE, {"stride": (8, 16)}, 20.1),
+     (OFFLINE, {"stride": (8, 16), "size": 96}, 45.0), (OFFLINE, {"stride": (8, 16), "size": 112}, 61.1)],
+)  # fmt: skip
+def test_price_in_million_multiply_adds(backbone, options, mmac):
+    """The paper's costs 64.6; what ours may cost as well."""
+    attnet = AttNet(backbone, pretrained=False, **options).eval()
+    assert million_multiply_adds(attnet, torch.zeros(1, 3, 128, 128)) == pytest.approx(mmac, abs=0.1)
 
 
 def test_gradient_reaches_every_parameter(attnet):

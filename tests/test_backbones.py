@@ -65,14 +65,27 @@ def test_resnet_stem_has_the_parameters_of_table_1():
 @pytest.mark.parametrize("tag, channels", [(OFFLINE, 24), ("resnet50", 256)])
 def test_stem_ends_at_stride_4(tag, channels):
     stem = Stem(tag, pretrained=False)
-    assert stem(torch.randn(2, 3, 64, 48)).shape == (2, channels, 16, 12)
+    (features,) = stem(torch.randn(2, 3, 64, 48))
+    assert features.shape == (2, channels, 16, 12)
 
 
 def test_offline_stem_gives_the_stages_own_features(offline):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = offline.blocks[1](offline.blocks[0](offline.bn1(offline.conv_stem(images))))
-        torch.testing.assert_close(Stem(OFFLINE).eval()(images), expected)
+        (features,) = Stem(OFFLINE).eval()(images)
+    torch.testing.assert_close(features, expected)
+
+
+def test_stem_of_two_strides_gives_both_stages_of_one_pass(offline):
+    images = torch.randn(2, 3, 64, 64)
+    stem = Stem(OFFLINE, strides=(16, 8)).eval()
+    with torch.no_grad():
+        found = stem(images)
+        features = offline.bn1(offline.conv_stem(images))
+        stages = [features := block(features) for block in offline.blocks]
+    assert [tuple(stage.shape) for stage in found] == [(2, 40, 8, 8), (2, 112, 4, 4)] and stem.num_features == 152
+    torch.testing.assert_close(found, [stages[2], stages[4]])
 
 
 def test_backbone_without_stride_4_is_refused_by_name():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fgvclib.model.geometry import box_to_theta
+from fgvclib.model.geometry import attention_to_box, box_to_theta
 from fgvclib.training.evaluation import count_parameters, localisation_scores, predict, summarise, trivial_localisers
 
 TRUE = [[0.0, 0.0, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6], [0.1, 0.1, 0.9, 0.9], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
@@ -87,7 +87,7 @@ def test_box_accuracy_counts_boxes_at_the_level_and_above():
 
 
 def test_teacher_is_scored_where_it_is_asked_for(photos):
-    table = predict(Stub(), batches([0, 1], [2, 3, 4]), photos, teacher_threshold=0.3)
+    table = predict(Stub(), batches([0, 1], [2, 3, 4]), photos, teacher_box=attention_to_box)
     areas = [0.25, 0.16, 0.64, 0.25, 1.0]
     overlaps = [0.25 * 0.25, 0.35 * 0.25, 0.5 * 0.25, 0.0, 0.5 * 0.25]
     expected = [o / (a + 0.125 - o) for a, o in zip(areas, overlaps, strict=True)]
@@ -127,7 +127,7 @@ def without_box(photos, *rows):
 
 def test_photos_without_a_true_box_count_for_accuracy_alone(photos):
     """Of the IoUs 1, 1/3, 1/4, 0 and 1/2 the second and the last two are not known."""
-    table = predict(Stub(), batches(list(range(5))), without_box(photos, 1, 3, 4), teacher_threshold=0.3)
+    table = predict(Stub(), batches(list(range(5))), without_box(photos, 1, 3, 4), teacher_box=attention_to_box)
     assert table["iou"].isna().tolist() == [False, True, False, True, True]
     summary = summarise(table)
     assert summary["accuracy"] == pytest.approx(3 / 5)
@@ -141,6 +141,6 @@ def test_photos_without_a_true_box_count_for_accuracy_alone(photos):
 
 def test_without_any_true_box_localisation_is_not_scored(photos):
     photos = without_box(photos, 0, 1, 2, 3, 4)
-    summary = summarise(predict(Stub(), batches(list(range(5))), photos, teacher_threshold=0.3))
+    summary = summarise(predict(Stub(), batches(list(range(5))), photos, teacher_box=attention_to_box))
     assert summary == pytest.approx({"accuracy": 3 / 5})
     assert trivial_localisers(photos).isna().all(axis=None)

@@ -56,10 +56,10 @@ def photo_file(size=(40, 30), colour="red", **options) -> bytes:
 # --- the numbers
 
 
-def test_exact_box_iou_and_affnets_answer_are_those_of_plain_arithmetic(models):
+def test_exact_box_iou_and_affnets_answer_are_those_of_plain_arithmetic(models, tiny):
     model, tau, sharpness = models["End-to-end"], 0.6, 20.0
     image, attention = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 14, 14)
-    result = answer(model, image, attention, tau, sharpness)
+    result = answer(model, image, attention, tau, sharpness, tiny)
     values = attention[0, 0].numpy()
     values = (values - values.min()) / (values.max() - values.min())
     rows, columns = np.nonzero(values >= tau)
@@ -85,7 +85,8 @@ def test_with_the_trained_values_affnets_crop_is_the_systems_own(explore, models
     photo = explore.test_photo(4)
     with torch.no_grad():
         output = models["End-to-end"](photo.image)
-    result = answer(models["End-to-end"], photo.image, output.attention, *explore.as_trained("End-to-end"))
+    trained = explore.as_trained("End-to-end")
+    result = answer(models["End-to-end"], photo.image, output.attention, *trained, explore.config)
     assert torch.allclose(result.views[1], output.crop[0], atol=1e-4)
     assert torch.allclose(result.probabilities[1], output.logits[0].softmax(dim=0), atol=1e-4)
 

@@ -1,5 +1,7 @@
 """Boxes, theta and crops against pixels, loops and finite differences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from fgvclib.model.geometry import (
     box_to_theta,
     centre_box,
     crop,
+    largest_component,
     min_max_normalise,
+    target_box,
     theta_to_box,
     widen,
 )
@@ -188,6 +192,76 @@ def test_box_in_half_precision_equals_the_loop(dtype):
     maps[:, 6, 6] = 3.0
     boxes = attention_to_box(torch.from_numpy(maps).unsqueeze(1).to(dtype))
     assert boxes.numpy() == pytest.approx(np.array([loop_box(m, 0.3) for m in maps]), abs=1e-6)
+
+
+def flood(mask: np.ndarray) -> np.ndarray:
+    """The largest component of one map, found by flooding from every cell; of equals the first by row."""
+    best, seen = set(), set()
+    for start in zip(*np.nonzero(mask), strict=True):
+        if start in seen:
+            continue
+        found, waiting = {start}, [start]
+        while waiting:
+            row, column = waiting.pop()
+            for near in ((row + r, column + c) for r in (-1, 0, 1) for c in (-1, 0, 1)):
+                if near not in found and min(near) >= 0 and max(near) < len(mask) and mask[near]:
+                    found.add(near)
+                    waiting.append(near)
+        seen |= found
+        best = found if len(found) > len(best) else best
+    result = np.zeros_like(mask)
+    for cell in best:
+        result[cell] = True
+    return result
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.35, 0.5, 0.9])
+def test_largest_component_equals_a_flood_by_loops(share):
+    masks = np.random.default_rng(0).random((30, 17, 17)) < share
+    found = largest_component(torch.from_numpy(masks)).numpy()
+    assert np.array_equal(found, np.array([flood(mask) for mask in masks]))
+
+
+def test_long_winding_component_is_one():
+    """A snake through every second row of 15x15: the way through it is far longer than the map is wide."""
+    mask = np.zeros((15, 15), bool)
+    mask[::2] = True
+    mask[1::4, -1] = mask[3::4, 0] = True
+    assert torch.equal(largest_component(torch.from_numpy(mask)[None])[0], torch.from_numpy(mask))
+
+
+def test_no_cell_and_every_cell():
+    masks = torch.stack([torch.zeros(5, 5), torch.ones(5, 5)]).bool()
+    assert torch.equal(largest_component(masks), masks)
+
+
+def test_box_of_the_largest_component_leaves_a_stray_cell_out():
+    attention = torch.zeros(2, 1, 10, 10)
+    attention[:, 0, 4:8, 3:8] = 1.0
+    attention[0, 0, 1, 1] = 0.9  # apart
+    attention[1, 0, 3, 8] = 0.9  # at a corner: a neighbour
+    boxes = attention_to_box(attention, 0.3, component="largest")
+    assert boxes[0].tolist() == pytest.approx([0.3, 0.4, 0.8, 0.8])
+    assert boxes[1].tolist() == pytest.approx([0.3, 0.3, 0.9, 0.8])
+
+
+def test_enlarged_map_has_its_box_at_a_finer_grid():
+    """By hand: an axis enlarged four times is linear between the cells' centres, at 1/8, 3/8, 5/8 and 7/8."""
+    row = np.array([0.0, 1.0, 0.4, 0.0])
+    fine = np.interp((np.arange(16) + 0.5) / 16, [0.125, 0.375, 0.625, 0.875], row)
+    inside = np.nonzero(fine / fine.max() >= 0.6)[0]
+    expected = [inside[0] / 16, 0, (inside[-1] + 1) / 16, 1]
+    attention = torch.from_numpy(np.tile(row, (4, 1)))[None, None]
+    assert attention_to_box(attention, 0.6, upsample=4)[0].tolist() == pytest.approx(expected)
+    assert expected[:3:2] != [0.25, 0.5]  # what the cells themselves give
+
+
+def test_target_box_is_that_of_the_configuration(tiny):
+    attention = torch.randn(8, 1, 14, 14)
+    config = replace(tiny, threshold=0.45, box_component="largest", box_upsample=4)
+    assert torch.equal(target_box(attention, config), attention_to_box(attention, 0.45, "largest", 4))
+    assert torch.equal(target_box(attention, config, 0.7), attention_to_box(attention, 0.7, "largest", 4))
+    assert torch.equal(target_box(attention, tiny), attention_to_box(attention, tiny.threshold))
 
 
 def test_targets_carry_no_gradient():

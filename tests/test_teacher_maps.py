@@ -11,11 +11,12 @@ from fgvclib.config import results_root
 from fgvclib.data import teacher_maps as module
 from fgvclib.data.index import CROP
 from fgvclib.data.loaders import evaluation_loader
-from fgvclib.data.teacher_maps import teacher_maps
+from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.backbones import create_backbone
 from fgvclib.model.system import EndToEndModel, build_model
-from fgvclib.model.teacher import Teacher
+from fgvclib.model.teacher import Teacher, principal_component
 from fgvclib.training.loop import build_loss, train, train_localisation
+from fgvclib.training.runs import train_or_load
 
 
 @pytest.fixture
@@ -25,16 +26,121 @@ def config(tiny, tmp_path, monkeypatch):
     return replace(tiny, teacher_weights="imagenet", teacher_layer="stage", teacher_mean="rms", threshold=0.5)
 
 
+def stage_by_hand(config, photos) -> np.ndarray:
+    """Features (N, 320, 4, 4) of ImageNet's last stage."""
+    backbone = create_backbone(config.backbone, output_stride=16).eval()
+    images = torch.cat([batch["image"] for batch in evaluation_loader(photos, config)])
+    with torch.no_grad():
+        stage = backbone.forward_intermediates(images, indices=[-1], intermediates_only=True)[0].double().numpy()
+    assert stage.shape == (len(photos), 320, 4, 4)
+    return stage
+
+
+def scaled(maps: np.ndarray) -> np.ndarray:
+    """Every map of (N, 4, 4) in [0, 1]."""
+    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+    return (maps - low) / (high - low)
+
+
 def test_maps_are_the_root_mean_square_of_imagenets_last_stage(config, splits):
     found = teacher_maps(splits.test, replace(config, map_size=4))
-    backbone = create_backbone(config.backbone, output_stride=16).eval()
+    rms = np.sqrt((stage_by_hand(config, splits.test) ** 2).mean(axis=1))
+    assert found[:, 0].numpy() == pytest.approx(scaled(rms), abs=2e-3)  # kept in half precision
+
+
+@pytest.mark.parametrize("mean", ["ddt", "ddt+rms"])
+def test_ddt_is_the_first_principal_component_of_the_training_photos_cells(config, splits, mean):
+    config = replace(config, teacher_mean=mean, map_size=4)
+    component = teacher_component(splits.train, config)
+    cells = stage_by_hand(config, splits.train).transpose(0, 2, 3, 1)  # (N, 4, 4, 320)
+    centred = cells.reshape(-1, 320) - cells.reshape(-1, 320).mean(axis=0)
+    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+    response = (centred @ axis).reshape(-1, 4, 4).mean(axis=0)
+    axis *= np.sign(12 * response[1:3, 1:3].mean() - (response.sum() - response[1:3, 1:3].sum()))
+    assert component[0].numpy() == pytest.approx(cells.reshape(-1, 320).mean(axis=0), abs=2e-3)
+    assert np.dot(component[1].numpy(), axis) == pytest.approx(1, abs=1e-4)
+    stage = stage_by_hand(config, splits.test)
+    expected = scaled(np.einsum("nchw,c->nhw", stage - cells.reshape(-1, 320).mean(axis=0)[:, None, None], axis))
+    if mean == "ddt+rms":
+        expected = scaled((expected + scaled(np.sqrt((stage**2).mean(axis=1)))) / 2)
+    found = teacher_maps(splits.test, config, component)
+    assert found[:, 0].numpy() == pytest.approx(expected, abs=5e-3)
+
+
+def test_component_does_not_depend_on_the_batches():
+    features = torch.randn(10, 6, 5, 5) * torch.tensor([1.0, 5, 1, 1, 1, 1]).view(6, 1, 1)
+    whole, parts = principal_component([features]), principal_component(features.split(3))
+    torch.testing.assert_close(whole, parts)
+    assert abs(whole[1, 1]) > 0.99 and whole[1].norm() == pytest.approx(1)
+
+
+def test_middle_outweighs_the_border_whatever_sign_the_axis_has():
+    """One channel that is high in the middle, or high at the border: the map is high in the middle both times."""
+    blob = torch.zeros(4, 1, 8, 8)
+    blob[..., 2:6, 2:6] = 1
+    for features in (blob, -blob):
+        mean, axis = principal_component([features])
+        response = (features[0, 0] - mean) * axis
+        assert response[3, 3] > 0 > response[0, 0]
+
+
+def test_component_knows_the_training_photos_alone(config, splits):
+    """Another training table has another component, kept apart; the features of its photos are not computed again."""
+    config = replace(config, teacher_mean="ddt")
+    whole, half = teacher_component(splits.train, config), teacher_component(splits.train.iloc[:6], config)
+    assert not torch.equal(whole, half)
+    assert torch.equal(teacher_component(splits.train, config), whole)
+    assert len(list(results_root().glob("teacher_features/*/components/*.npy"))) == 2
+    assert len(list(results_root().glob("teacher_features/*/*.npy"))) == len(splits.train)
+
+
+def test_teacher_without_a_component_has_none(config, splits):
+    assert teacher_component(splits.train, config) is None
+    with pytest.raises(ValueError, match="needs the component"):
+        teacher_maps(splits.test, replace(config, teacher_mean="ddt"))
+    with pytest.raises(ValueError, match='needs the statistics of a fixed teacher; set teacher_weights = "imagenet"'):
+        replace(config, teacher_mean="ddt", teacher_weights="live")
+
+
+def test_trained_model_finds_by_itself_what_its_kept_maps_say(config, splits, tmp_path):
+    """The component travels in the checkpoint: a loaded model needs no pass over the training photos."""
+    config = replace(config, teacher_mean="ddt+rms", epochs=1)
+    run = train_or_load(config, splits, 0, tmp_path / "run", announce=lambda text: None)
     images = torch.cat([batch["image"] for batch in evaluation_loader(splits.test, config)])
-    with torch.no_grad():
-        stage = backbone.forward_intermediates(images, indices=[-1], intermediates_only=True)[0].numpy()
-    assert stage.shape == (9, 320, 4, 4)
-    rms = np.sqrt((stage.astype(float) ** 2).mean(axis=1))
-    low, high = rms.min(axis=(1, 2), keepdims=True), rms.max(axis=(1, 2), keepdims=True)
-    assert found[:, 0].numpy() == pytest.approx((rms - low) / (high - low), abs=1e-4)
+    kept = teacher_maps(splits.test, config, teacher_component(splits.train, config))
+    torch.testing.assert_close(run.model.teacher_map(images), kept, atol=5e-3, rtol=0)
+    assert run.metrics["teacher_mean_iou"] > 0
+
+
+def test_interrupted_pass_goes_on_where_it_stopped(config, splits, monkeypatch, capsys):
+    computed, real = [], Teacher.fixed_features
+
+    def failing(self, images):
+        if len(computed) == 5:
+            raise KeyboardInterrupt
+        computed.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(Teacher, "fixed_features", failing)
+    with pytest.raises(KeyboardInterrupt):
+        teacher_maps(splits.test, config)
+    monkeypatch.setattr(
+        Teacher, "fixed_features", lambda self, images: computed.append(len(images)) or real(self, images)
+    )
+    monkeypatch.setattr("fgvclib.utils.progress.LINE_SECONDS", 0)
+    teacher_maps(splits.test, config)
+    assert sum(computed) == len(splits.test)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("teacher maps: 4 of 4 photos, ")
+
+
+def test_kinds_of_map_share_one_pass_and_pixels_are_not_kept(config, splits, monkeypatch, tmp_path):
+    monkeypatch.setenv("FGVC_DATA", str(tmp_path / "data"))
+    teacher_maps(splits.test, config)
+    monkeypatch.setattr(module, "_compute", None)  # a second pass would fail
+    assert not torch.equal(
+        teacher_maps(splits.test, replace(config, teacher_mean="mean")), teacher_maps(splits.test, config)
+    )
+    assert not list(tmp_path.glob("data/**/*.rgb"))
 
 
 def test_fixed_teacher_does_not_follow_the_live_network(tiny):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fgvclib.apps.canvas import Panel, attention_picture, bars_picture, compose, mask_picture, to_jpeg
 from fgvclib.apps.predict import readable
+from fgvclib.config import Config
 from fgvclib.data.augment import to_input
 from fgvclib.data.index import BOX
 from fgvclib.data.loaders import evaluation_loader
@@ -30,11 +31,11 @@ from fgvclib.figures import BOX_STYLES, photo_batch, shorten, to_picture
 from fgvclib.model.affnet import AttentionPreprocessor
 from fgvclib.model.geometry import (
     IDENTITY_THETA,
-    attention_to_box,
     box_iou,
     box_to_theta,
     crop,
     min_max_normalise,
+    target_box,
     theta_to_box,
     widen,
 )
@@ -98,13 +99,15 @@ def look(model: EndToEndModel, image: Tensor) -> Seen:
 
 
 @torch.inference_mode()
-def answer(model: EndToEndModel, image: Tensor, attention: Tensor, tau: float, sharpness: float) -> Answer:
-    """What follows from a map (1, 1, n, n): the exact hull at tau, AffNet's box, and the classifier's answers there.
+def answer(
+    model: EndToEndModel, image: Tensor, attention: Tensor, tau: float, sharpness: float, config: Config
+) -> Answer:
+    """What follows from a map (1, 1, n, n): its exact box at tau, AffNet's box, and the classifier's answers there.
 
     AffNet is given the mask of this tau and sharpness in place of those that it was trained with.
     """
     mask = AttentionPreprocessor(tau, sharpness)(attention)
-    hull = attention_to_box(attention, tau)
+    hull = target_box(attention, config, tau)
     theta = torch.cat([box_to_theta(hull), model.affnet.estimate(mask)])
     boxes = torch.cat([hull, theta_to_box(theta[1:])])
     views = crop(image.expand(2, -1, -1, -1), widen(theta, model.crop_margin), model.crop_size)
@@ -176,7 +179,7 @@ class Explorer:
         sharpness = trained[1] if sharpness is None else sharpness
         seen = self._look(row, photo)
         source = source if source in seen.maps else TEACHER
-        result = answer(model, photo.image, seen.maps[source], tau, sharpness)
+        result = answer(model, photo.image, seen.maps[source], tau, sharpness, self.config)
         panels = self._panels(photo, seen, source, result, tau, sharpness)
         legend = {kind: text for kind, text in LEGEND.items() if kind != "true" or photo.true_box}
         return compose(panels, legend), self._sentence(photo, seen, result, tau)
@@ -190,7 +193,7 @@ class Explorer:
         sharpness = self.as_trained(row)[1]
         masks = {tau: AttentionPreprocessor(tau, sharpness)(maps) for tau in thresholds}
         own = {tau: theta_to_box(model.affnet.estimate(mask)) for tau, mask in masks.items()}
-        iou = {tau: float(box_iou(attention_to_box(maps, tau), box).mean()) for tau, box in own.items()}
+        iou = {tau: float(box_iou(target_box(maps, self.config, tau), box).mean()) for tau, box in own.items()}
         return pd.Series(iou, name="mean IoU")
 
     def _look(self, row: str, photo: Photo) -> Seen:

@@ -14,8 +14,8 @@ from torch import Tensor
 from fgvclib.config import Config
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.splits import Splits
-from fgvclib.model.geometry import attention_to_box, box_to_theta, centre_box, theta_to_box, widen
-from fgvclib.data.teacher_maps import teacher_maps
+from fgvclib.model.geometry import box_to_theta, centre_box, target_box, theta_to_box, widen
+from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 
 
 def with_fixed_boxes(splits: Splits, config: Config) -> Splits:
@@ -24,19 +24,20 @@ def with_fixed_boxes(splits: Splits, config: Config) -> Splits:
     `PhotoDataset` cuts the photos there. The training table loses its true boxes again.
     """
     tables = {name: getattr(splits, name) for name in ("train", "validation", "test")}
-    cropped = {name: _with_crop(photos, config) for name, photos in tables.items()}
+    component = teacher_component(splits.train, config) if config.fixed_box == "teacher" else None
+    cropped = {name: _with_crop(photos, config, component) for name, photos in tables.items()}
     cropped["train"] = cropped["train"].drop(columns=BOX, errors="ignore")
     return replace(splits, **cropped)
 
 
-def _with_crop(photos: pd.DataFrame, config: Config) -> pd.DataFrame:
-    theta = widen(box_to_theta(_boxes(photos, config)), config.crop_margin)
+def _with_crop(photos: pd.DataFrame, config: Config, component: Tensor | None) -> pd.DataFrame:
+    theta = widen(box_to_theta(_boxes(photos, config, component)), config.crop_margin)
     return photos.assign(**dict(zip(CROP, theta_to_box(theta).clamp(0, 1).numpy().T, strict=True)))
 
 
-def _boxes(photos: pd.DataFrame, config: Config) -> Tensor:
+def _boxes(photos: pd.DataFrame, config: Config, component: Tensor | None) -> Tensor:
     if config.fixed_box == "oracle":
         return torch.from_numpy(photos[BOX].to_numpy(dtype="float32"))
     if config.fixed_box == "teacher":
-        return attention_to_box(teacher_maps(photos, config), config.threshold)
+        return target_box(teacher_maps(photos, config, component), config)
     return centre_box(len(photos))

@@ -1,83 +1,147 @@
-"""Maps of a teacher that never changes, computed once per photo and kept on disk (ours).
+"""What a teacher that never changes sees of each photo, computed once and kept on disk (ours).
 
 The paper's teacher is the network in training: a second pass through the classifier in every step. An ImageNet network
-gives every photo the same map for ever, which then only has to move with the photo's augmentation.
+gives every photo the same features for ever. They are kept per photo, in half precision, so that all runs, splits and
+kinds of map share one pass; a map is arithmetic on them, and only has to move with the photo's augmentation.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from fgvclib.config import Config, TeacherLayer, TeacherMean, results_root
-from fgvclib.data.index import BOX, CROP
-from fgvclib.data.loaders import evaluation_loader
-from fgvclib.utils.device import default_device
-from fgvclib.utils.files import atomic_path
+from fgvclib.data.augment import to_input
+from fgvclib.data.index import BOX
+from fgvclib.data.pixels import READER, read_photo
+from fgvclib.data.splits import Splits
 from fgvclib.model.geometry import attention_to_box, box_iou
-from fgvclib.utils.progress import progress
-from fgvclib.model.teacher import build_teacher
+from fgvclib.model.teacher import build_teacher, principal_component
+from fgvclib.utils.device import default_device
+from fgvclib.utils.files import atomic_path, locked
+from fgvclib.utils.progress import photo_progress
 
-MAP_KEYS = (  # the configuration values that a map depends on
+FORMAT = 1  # to be raised whenever the features that are kept change
+FEATURE_KEYS = (  # the configuration values that features depend on
     "backbone",
     "teacher_size",
     "teacher_output_stride",
     "teacher_layer",
-    "teacher_mean",
-    "map_size",
     "cut_bottom",
 )
 
 
-def teacher_maps(photos: pd.DataFrame, config: Config) -> Tensor:
+def teacher_maps(photos: pd.DataFrame, config: Config, component: Tensor | None = None) -> Tensor:
     """Maps (N, 1, n, n) in [0, 1] of the photos as they are, in the table's order; whole, even where `CROP` cuts them.
 
-    Stored in `results/teacher_maps/` under a name that changes with `MAP_KEYS` and the photos' paths, sizes and dates.
-    Raises ValueError where the configured teacher is the live one, whose maps change.
+    `component` is that of `teacher_component`. Raises ValueError where the teacher is the live one, whose maps change,
+    or needs a component and has none.
     """
-    if config.teacher_weights != "imagenet":
-        raise ValueError("teacher_weights is 'live': such a teacher has no fixed maps; choose 'imagenet'.")
-    path = results_root() / "teacher_maps" / f"{_key(photos, config)}.npy"
-    if not path.exists():
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, _compute(photos, config).numpy())
-    return torch.from_numpy(np.load(path))
+    teacher = build_teacher(config)
+    return torch.cat([teacher.to_map(batch, component) for batch in _batches(_stored(photos, config))])
 
 
-def compare_teachers(photos: pd.DataFrame, config: Config, thresholds: Sequence[float]) -> pd.DataFrame:
-    """BoxAcc@0.5 of the tau-boxes of four ImageNet teachers (layer x mean) on photos that have true boxes.
+def teacher_component(training: pd.DataFrame, config: Config) -> Tensor | None:
+    """Mean and principal axis (2, C) of the training photos' features; None where the teacher needs neither.
+
+    Kept on disk under a name that changes with the training photos and all that their features depend on.
+    """
+    if not build_teacher(config).needs_component:
+        return None
+    paths = _stored(training, config)
+    name = hashlib.sha256(json.dumps(sorted(path.name for path in paths)).encode()).hexdigest()[:20]
+    kept = _folder(config) / "components" / f"{name}.npy"
+    if not kept.exists():
+        _save(kept, principal_component(_batches(paths)).numpy())
+    return torch.from_numpy(np.load(kept))
+
+
+def compare_teachers(splits: Splits, config: Config, thresholds: Sequence[float]) -> pd.DataFrame:
+    """BoxAcc@0.5 on the validation part of the tau-boxes of the ImageNet teachers (layer x mean).
 
     One row for each teacher, one column for each tau. To choose among them is to use true boxes: on the validation part
     alone, never on the test split.
     """
-    true = torch.from_numpy(photos[BOX].to_numpy(dtype="float32"))
+    true = torch.from_numpy(splits.validation[BOX].to_numpy(dtype="float32"))
     rows = {}
     for layer, mean in itertools.product(get_args(TeacherLayer), get_args(TeacherMean)):
         teacher = replace(config, teacher_weights="imagenet", teacher_layer=layer, teacher_mean=mean)
-        maps = teacher_maps(photos, teacher)
+        maps = teacher_maps(splits.validation, teacher, teacher_component(splits.train, teacher))
         hits = {tau: box_iou(true, attention_to_box(maps, tau)) >= 0.5 for tau in thresholds}
         rows[f"{layer}, {mean}"] = {tau: float(hit.float().mean()) for tau, hit in hits.items()}
     return pd.DataFrame(rows).T.rename_axis("teacher", axis=0).rename_axis("tau", axis=1)
 
 
-def _compute(photos: pd.DataFrame, config: Config) -> Tensor:
-    device = default_device()
-    teacher, no_live_network = build_teacher(config), nn.Module()
-    whole = photos.drop(columns=CROP, errors="ignore")  # the teacher's box is scored, and cropped to, in whole photos
-    loader = evaluation_loader(whole, config, image_size=config.teacher_size)
-    batches = progress(loader, "teacher maps")
-    return torch.cat([teacher(no_live_network, batch["image"].to(device)).cpu() for batch in batches])
+def _stored(photos: pd.DataFrame, config: Config) -> list[Path]:
+    """The files that hold the photos' features, in the table's order; those that are missing are computed.
+
+    An interrupted computation goes on where it stopped. While one process computes, others wait.
+    """
+    if config.teacher_weights != "imagenet":
+        raise ValueError("teacher_weights is 'live': such a teacher has no fixed maps; choose 'imagenet'.")
+    kept = [_folder(config) / f"{_photo_key(path)}.npy" for path in photos["path"]]
+    if not all(path.exists() for path in kept):
+        with locked(_folder(config) / ".lock"):
+            missing = {path: photo for path, photo in zip(kept, photos["path"], strict=True) if not path.exists()}
+            _compute(missing, config)
+    return kept
 
 
-def _key(photos: pd.DataFrame, config: Config) -> str:
-    files = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in photos["path"]]
-    text = json.dumps([[getattr(config, name) for name in MAP_KEYS], files])
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+def _compute(missing: dict[Path, str], config: Config) -> None:
+    """Write the features of photos, given as file to write → photo. No pixels are kept: each is read once."""
+    device, teacher = default_device(), build_teacher(config)
+    files = list(missing)
+    # On a CPU one by one: a photo's activations then stay in the cache, which is measured to be twice as fast.
+    at_once = 1 if device.type == "cpu" else config.batch_size
+    loader = DataLoader(_Photos(list(missing.values()), config), at_once, num_workers=config.workers)
+    done = 0
+    for images in photo_progress(loader, "teacher maps", len(files)):
+        for features in teacher.fixed_features(images.to(device)).half().cpu().numpy():
+            _save(files[done], features)
+            done += 1
+
+
+class _Photos(Dataset):
+    """Normalised squares (3, S, S) at the teacher's size."""
+
+    def __init__(self, paths: list[str], config: Config):
+        self.paths, self.config = paths, replace(config, image_size=config.teacher_size)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return to_input(read_photo(self.paths[index], self.config.cut_bottom), self.config)
+
+
+def _batches(paths: Sequence[Path], size: int = 64) -> Iterator[Tensor]:
+    """Features (B, C, h, w) of at most `size` photos at a time, so that memory does not grow with the data set."""
+    for start in range(0, len(paths), size):
+        yield torch.from_numpy(np.stack([np.load(path) for path in paths[start : start + size]])).float()
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
+
+
+def _folder(config: Config) -> Path:
+    """Where features are kept: its name changes with all that they depend on but the photo."""
+    values = [FORMAT, READER, timm.__version__, *(getattr(config, key) for key in FEATURE_KEYS)]
+    return results_root() / "teacher_features" / hashlib.sha256(json.dumps(values).encode()).hexdigest()[:20]
+
+
+def _photo_key(path: str) -> str:
+    """Changes with the photo's path, size and date."""
+    file = Path(path).stat()
+    return hashlib.sha256(json.dumps([path, file.st_size, file.st_mtime_ns]).encode()).hexdigest()[:20]

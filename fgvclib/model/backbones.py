@@ -47,27 +47,28 @@ def feature_maps(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 class Stem(nn.Module):
-    """A backbone up to its last stage of a stride, 4 for ResNet-50's stem + layer1: (B, 3, H, W) → (B, C, H/4, W/4).
+    """A backbone up to the last of its stages of some strides: (B, 3, H, W) → for each stride s (B, C_s, H/s, W/s).
 
-    `num_features` is C. Raises ValueError where the backbone has no such stage.
+    ResNet-50's stem + layer1 have the stride 4. `num_features` is the sum of all C_s. Raises ValueError where the
+    backbone has no such stage.
     """
 
-    def __init__(self, tag: str, pretrained: bool = True, stride: int = 4):
+    def __init__(self, tag: str, pretrained: bool = True, strides: tuple[int, ...] = (4,)):
         super().__init__()
         backbone = create_backbone(tag, pretrained)
-        stages = [i for i, stage in enumerate(backbone.feature_info) if stage["reduction"] == stride]
-        if not stages:
-            raise ValueError(f"{tag} has no stage of stride {stride}; choose another attnet_stride or attnet_backbone.")
-        self.stage = stages[-1]
-        self.num_features = backbone.feature_info[self.stage]["num_chs"]
-        backbone.prune_intermediate_layers([self.stage], prune_norm=True, prune_head=True)
+        last = {stage["reduction"]: i for i, stage in enumerate(backbone.feature_info)}
+        for stride in strides:
+            if stride not in last:
+                raise ValueError(
+                    f"{tag} has no stage of stride {stride}; choose another attnet_stride or attnet_backbone."
+                )
+        self.stages = sorted({last[stride] for stride in strides})
+        self.num_features = sum(backbone.feature_info[stage]["num_chs"] for stage in self.stages)
+        backbone.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
         self.layers = backbone
 
-    def forward(self, images: Tensor) -> Tensor:
-        (features,) = self.layers.forward_intermediates(
-            images, indices=[self.stage], stop_early=True, intermediates_only=True
-        )
-        return features
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.layers.forward_intermediates(images, indices=self.stages, stop_early=True, intermediates_only=True)
 
 
 def normalisation(tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,9 +4,14 @@ Boxes are xyxy in [0, 1] of the image's width and height. theta = [s_x, s_y, t_x
 coordinates of `torch.nn.functional.affine_grid`, where the image spans [-1, 1]: x_in = s_x * x_out + t_x.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fgvclib.config import Config
 
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 IDENTITY_THETA = (1.0, 1.0, 0.0, 0.0)
@@ -67,19 +72,53 @@ def min_max_normalise(attention: Tensor) -> Tensor:
     return (attention - low) / torch.where(span < torch.finfo(attention.dtype).tiny ** 0.5, 1.0, span)
 
 
-def attention_to_box(attention: Tensor, threshold: float = 0.3) -> Tensor:
+def attention_to_box(attention: Tensor, threshold: float = 0.3, component: str = "all", upsample: int = 1) -> Tensor:
     """Smallest rectangle that holds ALL cells >= threshold after min-max normalisation (paper, section 2.2.1).
 
     attention (B, 1, n, n) → boxes (B, 4) xyxy in [0, 1] at cell edges: columns i..j of n cover [i/n, (j+1)/n]. A map
     with nothing to find (constant, or with NaN) gives the whole image. Not differentiable: it makes targets.
+
+    Two choices are ours: `upsample` first enlarges the map so many times, bilinearly, and `component` "largest" looks
+    at the largest connected component alone.
     """
-    mask = min_max_normalise(attention.detach()).squeeze(1) >= threshold  # (B, n, n); NaN compares as False
+    attention = attention.detach()
+    if upsample > 1:
+        attention = F.interpolate(attention, scale_factor=upsample, mode="bilinear", align_corners=False)
+    mask = min_max_normalise(attention).squeeze(1) >= threshold  # (B, n, n); NaN compares as False
+    if component == "largest":
+        mask = largest_component(mask)
     left, right = _first_and_last(mask.any(dim=1))
     top, bottom = _first_and_last(mask.any(dim=2))
     boxes = torch.stack([left, top, right, bottom], dim=1)
     empty = ~mask.flatten(1).any(dim=1)
     boxes[empty] = boxes.new_tensor(WHOLE_IMAGE)
     return boxes
+
+
+def target_box(attention: Tensor, config: "Config", threshold: float | None = None) -> Tensor:
+    """Maps (B, 1, n, n) → boxes (B, 4): `attention_to_box` as configured, with another threshold where one is given."""
+    threshold = config.threshold if threshold is None else threshold
+    return attention_to_box(attention, threshold, config.box_component, config.box_upsample)
+
+
+def largest_component(mask: Tensor) -> Tensor:
+    """Flags (B, n, n) → those of the largest component only, with 8 neighbours a cell; of equals, the first by row.
+
+    Every set cell starts with a number of its own. The highest number around a cell goes to the cell that its number
+    names and from there to all that bear it, until nothing changes: a component then has that of its first cell.
+    """
+    cells = mask[0].numel()
+    flags = mask.flatten(1)
+    numbers, before = flags * torch.arange(cells, 0, -1, device=mask.device), None
+    while before is None or not torch.equal(numbers, before):
+        before = numbers
+        around = F.max_pool2d(numbers.view(mask.shape).float(), 3, stride=1, padding=1).flatten(1).long() * flags
+        named = (cells - numbers).clamp_max(cells - 1)  # the cell that a number names
+        numbers = numbers.scatter_reduce(1, named, around, "amax") * flags
+        numbers = numbers.gather(1, (cells - numbers).clamp_max(cells - 1)) * flags
+    sizes = torch.zeros(len(mask), cells + 1, device=mask.device).scatter_add_(1, numbers, flags.float())
+    largest = cells - sizes.flip(1).argmax(dim=1, keepdim=True)  # argmax takes the first of equals
+    return mask & (numbers == largest).view(mask.shape)
 
 
 def _first_and_last(occupied: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,9 +102,14 @@ def localisation_loss(
     lambda_att: float = 16.0,
     lambda_aff: float = 16.0,
     threshold: float = 0.3,
+    component: str = "all",
+    upsample: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """A and M (B, 1, n, n), theta (B, 4) → the local losses L_att (equation 2) and L_aff (equation 7), weighted."""
-    theta_tau = box_to_theta(attention_to_box(teacher_map, threshold))  # (B, 4), section 2.2.1
+    """A and M (B, 1, n, n), theta (B, 4) → the local losses L_att (equation 2) and L_aff (equation 7), weighted.
+
+    The target box is that of `attention_to_box` with `threshold`, `component` and `upsample`.
+    """
+    theta_tau = box_to_theta(attention_to_box(teacher_map, threshold, component, upsample))  # (B, 4), section 2.2.1
     l_att = lambda_att * F.smooth_l1_loss(attention, teacher_map)  # eq. 2
     l_aff = lambda_aff * F.smooth_l1_loss(theta, theta_tau)  # eq. 7
     return l_att, l_aff
@@ -120,11 +125,13 @@ class EndToEndLoss(nn.Module):
         lambda_att: float = 16.0,
         lambda_aff: float = 16.0,
         threshold: float = 0.3,
+        component: str = "all",
+        upsample: int = 1,
     ):
         super().__init__()
         self.embedding_loss = embedding_loss
         self.lambda_emb, self.lambda_att, self.lambda_aff = lambda_emb, lambda_att, lambda_aff
-        self.threshold = threshold
+        self.threshold, self.component, self.upsample = threshold, component, upsample
 
     @property
     def needs_teacher(self) -> bool:
@@ -160,6 +167,13 @@ class EndToEndLoss(nn.Module):
     def local_terms(self, attention: Tensor, theta: Tensor, teacher_map: Tensor) -> dict[str, Tensor]:
         """A and M (B, 1, n, n), theta (B, 4) → the weighted local losses of equations 2 and 7."""
         l_att, l_aff = localisation_loss(
-            attention, theta, teacher_map, self.lambda_att, self.lambda_aff, self.threshold
+            attention,
+            theta,
+            teacher_map,
+            self.lambda_att,
+            self.lambda_aff,
+            self.threshold,
+            self.component,
+            self.upsample,
         )
         return {"attention": l_att, "affine": l_aff}

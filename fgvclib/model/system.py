@@ -47,6 +47,8 @@ class EndToEndModel(Localiser):
     ):
         super().__init__(attnet, affnet, **localiser)
         self.classifier, self.teacher = classifier, teacher
+        component = torch.zeros(2, teacher.features_of(classifier.backbone)) if teacher.needs_component else None
+        self.register_buffer("teacher_component", component)  # fitted before training; kept with the weights
         self.localise = localise
 
     def forward(self, images: Tensor) -> ModelOutput:
@@ -61,7 +63,8 @@ class EndToEndModel(Localiser):
 
     def teacher_map(self, images: Tensor) -> Tensor:
         """X → M (B, 1, n, n), without gradient; see `Teacher`."""
-        return self.teacher(getattr(self.classifier, "backbone", self.classifier), images)
+        live = getattr(self.classifier, "backbone", self.classifier)
+        return self.teacher(live, images, self.teacher_component)
 
 
 def build_model(config: "Config", num_classes: int, pretrained: bool = True) -> EndToEndModel:
@@ -77,6 +80,7 @@ def build_model(config: "Config", num_classes: int, pretrained: bool = True) -> 
         config.map_size,
         config.attnet_standardise,
         config.attnet_stride,
+        config.attnet_size,
         images_for=config.backbone,
     )
     affnet = AffNet(config.map_size, threshold=config.threshold, sharpness=config.sharpness)

@@ -1,5 +1,6 @@
 """The teacher pass: the attention map M that supervises AttNet and AffNet (paper, section 2; training only)."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -25,7 +26,9 @@ class Teacher(nn.Module):
     The paper's teacher is the network in training: `weights` "live". Three choices are ours. `weights` "imagenet" is a
     network that never changes; its maps, brought to [0, 1], can be computed once per photo. `layer` "stage" looks at
     the last stage, before EfficientNet widens it to its head (in a ResNet the two are one). `mean` "rms" is the root
-    mean square over the channels, in which a strong negative response counts too.
+    mean square over the channels, in which a strong negative response counts too. "ddt" is deep descriptor
+    transforming (see `principal_component`), "ddt+rms" the mean of both, each in [0, 1]. These two need a network that
+    never changes, and the component of its features; ValueError where it is missing.
 
     A fixed network is loaded on first use. It moves with `.to()`, but is neither trained nor part of the state dict:
     its weights are those of its tag, and would only make checkpoints larger.
@@ -46,17 +49,48 @@ class Teacher(nn.Module):
         self.weights, self.layer, self.mean = weights, layer, mean
         self.fixed: nn.Module | None = None
 
+    @property
+    def needs_component(self) -> bool:
+        """Whether a map needs the principal component of the training photos' features."""
+        return self.mean.startswith("ddt")
+
+    def features_of(self, backbone: nn.Module) -> int:
+        """Number C of the features that a map is made from."""
+        return backbone.feature_info[-1]["num_chs"] if self.layer == "stage" else backbone.num_features
+
     @torch.no_grad()
-    def forward(self, live: nn.Module, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) and the classifier's backbone → M; resized where its grid differs from A's."""
-        small = resize(images, self.size).contiguous(memory_format=torch.channels_last)
+    def forward(self, live: nn.Module, images: Tensor, component: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) and the classifier's backbone → M; resized where its grid differs from A's.
+
+        `component` (2, C) is that of `principal_component`.
+        """
         if self.weights == "imagenet":
-            found = self._fixed().to(images.device)(small)
-            return min_max_normalise(resize(found.to(images.dtype), self.map_size))
+            return self.to_map(self.fixed_features(images).to(images.dtype), component)
         tensors = chain(live.named_parameters(), live.named_buffers())  # not state_dict(), which lacks some buffers
-        found = functional_call(self._skeleton, {f"backbone.{name}": value for name, value in tensors}, small)
-        # Under autocast it comes in half precision, which CPUs cannot resize.
-        return resize(found.to(images.dtype), self.map_size)
+        weights = {f"backbone.{name}": value for name, value in tensors}
+        features = functional_call(self._skeleton, weights, self._sized(images))
+        # Under autocast they come in half precision, which CPUs cannot resize.
+        return resize(_over_channels(features.to(images.dtype), self.mean), self.map_size)
+
+    @torch.no_grad()
+    def fixed_features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → the features (B, C, h, w) of the ImageNet network."""
+        return self._fixed().to(images.device)(self._sized(images))
+
+    def to_map(self, features: Tensor, component: Tensor | None = None) -> Tensor:
+        """Features (B, C, h, w) of the ImageNet network → M (B, 1, n, n) in [0, 1]."""
+        if not self.needs_component:
+            found = _over_channels(features, self.mean)
+        elif component is None:
+            raise ValueError(f"teacher_mean {self.mean!r} needs the component of data.teacher_maps.teacher_component.")
+        else:
+            found = _along(features, component)
+            if self.mean == "ddt+rms":
+                found = (min_max_normalise(found) + min_max_normalise(_over_channels(features, "rms"))) / 2
+        return min_max_normalise(resize(found, self.map_size))
+
+    def _sized(self, images: Tensor) -> Tensor:
+        return resize(images, self.size).contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> "Teacher":
         """A teacher stays in evaluation mode."""
@@ -73,8 +107,7 @@ class Teacher(nn.Module):
             return self._network(pretrained=False)
 
     def _network(self, pretrained: bool) -> nn.Module:
-        backbone = create_backbone(self.backbone, pretrained, self.output_stride)
-        return _ChannelMean(backbone, self.layer, self.mean).eval()
+        return _Features(create_backbone(self.backbone, pretrained, self.output_stride), self.layer).eval()
 
 
 def _without_state(network: nn.Module) -> nn.Module:
@@ -87,21 +120,56 @@ def _without_state(network: nn.Module) -> nn.Module:
     return network
 
 
-class _ChannelMean(nn.Module):
-    """Images (B, 3, H, W) → one map (B, 1, h, w) over the channels of a backbone's last layer or stage."""
+class _Features(nn.Module):
+    """Images (B, 3, H, W) → features (B, C, h, w) of a backbone's last layer or stage."""
 
-    def __init__(self, backbone: nn.Module, layer: str, mean: str):
+    def __init__(self, backbone: nn.Module, layer: str):
         super().__init__()
-        self.backbone, self.layer, self.mean = backbone, layer, mean
+        self.backbone, self.layer = backbone, layer
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.layer == "stage":
-            (features,) = self.backbone.forward_intermediates(images, indices=[-1], intermediates_only=True)
-        else:
-            features = feature_maps(self.backbone, images)  # (B, C, h, w)
-        if self.mean == "rms":
-            return features.square().mean(dim=1, keepdim=True).sqrt()
-        return features.mean(dim=1, keepdim=True)
+        if self.layer == "last":
+            return feature_maps(self.backbone, images)
+        (features,) = self.backbone.forward_intermediates(images, indices=[-1], intermediates_only=True)
+        return features
+
+
+def _over_channels(features: Tensor, mean: str) -> Tensor:
+    """(B, C, h, w) → (B, 1, h, w)."""
+    if mean == "rms":
+        return features.square().mean(dim=1, keepdim=True).sqrt()
+    return features.mean(dim=1, keepdim=True)
+
+
+def _along(features: Tensor, component: Tensor) -> Tensor:
+    """(B, C, h, w) → (B, 1, h, w): how far each cell lies from the mean along the principal axis."""
+    mean, axis = component.to(features)
+    return torch.einsum("bchw,c->bhw", features - mean[:, None, None], axis).unsqueeze(1)
+
+
+def principal_component(batches: Iterable[Tensor]) -> Tensor:
+    """Feature maps (B, C, h, w) of many photos, batch by batch → (2, C): the cells' mean and first principal axis.
+
+    Deep descriptor transforming (Wei et al., "Unsupervised object discovery and co-localization by deep descriptor
+    transforming", 2017): what photos have in common varies most between its cells and the others. An axis has no sign;
+    here the middle of the maps, half as wide and high, outweighs the border (ours). One pass, in double precision.
+    """
+    places = products = cells = 0
+    for features in batches:
+        features = features.double()
+        vectors = features.transpose(0, 1).flatten(1)  # (C, B h w)
+        products = products + vectors @ vectors.T
+        places = places + features.sum(dim=0)  # (C, h, w)
+        cells += vectors.shape[1]
+    mean = places.sum(dim=(1, 2)) / cells
+    axis = torch.linalg.eigh(products / cells - torch.outer(mean, mean)).eigenvectors[:, -1]
+    response = torch.tensordot(axis, places, dims=1)  # (h, w)
+    h, w = response.shape
+    middle = torch.zeros_like(response, dtype=torch.bool)
+    middle[h // 4 : h - h // 4, w // 4 : w - w // 4] = True
+    if response[middle].mean() < response[~middle].mean():
+        axis = -axis
+    return torch.stack([mean, axis]).float()
 
 
 def build_teacher(config: "Config", size: int | None = None) -> Teacher:

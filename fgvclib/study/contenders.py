@@ -34,7 +34,8 @@ class ResNetS(AffineEstimator):
         start_at(self.output)
 
     def estimate(self, mask: Tensor) -> Tensor:
-        return self.output(self.stem(mask.expand(-1, 3, -1, -1)).flatten(1))
+        (features,) = self.stem(mask.expand(-1, 3, -1, -1))
+        return self.output(features.flatten(1))
 
 
 class ResNet50(AffineEstimator):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fgvclib.config import Config
 from fgvclib.model.affnet import AffNet
@@ -44,6 +45,13 @@ TARGETS = pd.DataFrame(
     ],
     columns=["key", "what", "unit", "paper_value", "goal"],
 ).set_index("key")
+
+
+def million_multiply_adds(module: nn.Module, *inputs: Tensor) -> float:
+    """Multiply-adds of one forward pass in millions, of convolutions and matrix products alone."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return counter.get_total_flops() / 2e6
 
 
 def compare(sides: Mapping[str, Callable[[], object]], budget_s: float, repetitions: int = 51) -> pd.DataFrame:

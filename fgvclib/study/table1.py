@@ -58,7 +58,7 @@ def export_maps(model: EndToEndModel, splits: Splits, config: Config, path: Path
     maps = {}
     for name, loader in loaders.items():
         batches = progress(loader, f"maps of the {name} photos")
-        found = [teacher(model.classifier.backbone, batch["image"]) for batch in batches]
+        found = [teacher(model.classifier.backbone, batch["image"], model.teacher_component) for batch in batches]
         maps[name] = torch.cat(found).squeeze(1).numpy()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **maps, test_image_id=splits.test["image_id"].to_numpy())

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fgvclib.data.index import BOX, CROP
-from fgvclib.model.geometry import attention_to_box, box_iou, centre_box, theta_to_box
+from fgvclib.model.geometry import box_iou, centre_box, theta_to_box
 from fgvclib.model.system import EndToEndModel
 
 IOU_LEVELS = (0.3, 0.5, 0.7)
@@ -25,16 +25,17 @@ def predict(
     model: EndToEndModel,
     loader: DataLoader,
     photos: pd.DataFrame,
-    teacher_threshold: float | None = None,
+    teacher_box: Callable[[torch.Tensor], torch.Tensor] | None = None,
     gather: Callable = lambda columns: columns,
 ) -> pd.DataFrame:
     """Run the model once over a loader of `photos` (in their order) → one row per photo.
 
     Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (theta's, clipped to the photo; what the
     classifier sees is wider by `crop_margin`), iou with the true box (NaN where the photo has none); with
-    `teacher_threshold` also teacher_x1 … and teacher_iou, which cost a second pass. Boxes are fractions of the
-    photo, also where `photos` says that the model sees a crop of it. Leaves the model in evaluation mode. Where
-    processes share a prepared loader, `gather` is their `gather_for_metrics`.
+    `teacher_box`, which makes boxes (B, 4) of maps (B, 1, n, n), also teacher_x1 … and teacher_iou, which cost a second
+    pass where the batches bring no maps. Boxes are fractions of the photo, also where `photos` says that the model sees
+    a crop of it. Leaves the model in evaluation mode. Where processes share a prepared loader, `gather` is their
+    `gather_for_metrics`.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -49,13 +50,13 @@ def predict(
             probability,
             *theta_to_box(output.theta).clamp(0, 1).unbind(1),
         ]
-        if teacher_threshold is not None:
+        if teacher_box is not None:
             whole_photo = "teacher_map" in batch  # the map of a fixed teacher
             found = batch["teacher_map"].to(device) if "teacher_map" in batch else model.teacher_map(images)
-            columns += attention_to_box(found, teacher_threshold).unbind(1)
+            columns += teacher_box(found).unbind(1)
         parts.append(torch.stack([column.cpu().double() for column in gather(columns)], dim=1))
     names = ["index", "prediction", "probability", *named_box("box")]
-    names += named_box("teacher") if teacher_threshold is not None else []
+    names += named_box("teacher") if teacher_box is not None else []
     table = pd.DataFrame(torch.cat(parts).numpy() if parts else [], columns=names, dtype=float)
     if CROP[0] in photos:
         _uncrop(table, photos, ["box"] if whole_photo else ["box", "teacher"])

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 from fgvclib.config import Config, training_values
 from fgvclib.data.loaders import evaluation_loader, training_loader
 from fgvclib.data.splits import Splits
-from fgvclib.data.teacher_maps import teacher_maps
+from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.training.checkpoints import load_checkpoint, save_checkpoint
@@ -51,7 +51,12 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     schedule = build_schedule(optimiser, config)
     fixed_teacher = criterion.needs_teacher and config.teacher_weights == "imagenet"
     with accelerator.main_process_first():  # the others find the maps on disk
-        maps = teacher_maps(splits.train, config) if fixed_teacher else None
+        maps = None
+        if fixed_teacher:
+            component = teacher_component(splits.train, config)
+            if component is not None:
+                model.teacher_component.copy_(component)
+            maps = teacher_maps(splits.train, config, component)
     loader, sampler = training_loader(splits.train, config, seed, maps)
     validation_loader = evaluation_loader(splits.validation, config) if len(splits.validation) else []
     identity = {"config": training_values(config), "seed": seed, "class_names": splits.class_names}
@@ -181,7 +186,13 @@ def build_loss(config: Config, num_classes: int) -> EndToEndLoss:
     """The configured objective, equation 1."""
     embedding_loss = EmbeddingLoss(num_classes, config.embedding_dim)
     return EndToEndLoss(
-        embedding_loss, config.lambda_emb, config.lambda_att, config.lambda_aff, threshold=config.threshold
+        embedding_loss,
+        config.lambda_emb,
+        config.lambda_att,
+        config.lambda_aff,
+        config.threshold,
+        config.box_component,
+        config.box_upsample,
     )
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,8 @@ from fgvclib.config import Config, training_values
 from fgvclib.data.index import BOX
 from fgvclib.data.loaders import evaluation_loader
 from fgvclib.data.splits import Splits, has_boxes
-from fgvclib.data.teacher_maps import teacher_maps
+from fgvclib.data.teacher_maps import teacher_component, teacher_maps
+from fgvclib.model.geometry import target_box
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.training.checkpoints import previous_path, read_checkpoint
 from fgvclib.training.evaluation import predict, summarise
@@ -186,10 +187,13 @@ def _predict_test(run: Run) -> pd.DataFrame:
     fixed = run.config.teacher_weights == "imagenet"
     accelerator = create_accelerator()
     with accelerator.main_process_first():
-        maps = teacher_maps(run.splits.test, run.config) if fixed else None
+        component = teacher_component(run.splits.train, run.config) if fixed else None
+        maps = teacher_maps(run.splits.test, run.config, component) if fixed else None
     loader = accelerator.prepare(evaluation_loader(run.splits.test, run.config, maps))
     model = run.model.to(accelerator.device)
-    predictions = predict(model, loader, run.splits.test, run.config.threshold, accelerator.gather_for_metrics)
+    predictions = predict(
+        model, loader, run.splits.test, partial(target_box, config=run.config), accelerator.gather_for_metrics
+    )
     run.model.cpu()
     return predictions
 

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -11,8 +12,36 @@ HEADLESS = "FGVC_HEADLESS"  # environment variable: the runner sets it to the no
 VOILA = "VOILA_REQUEST_URL"  # set by Voilà; where a bar was removed, its page says "Error displaying widget"
 
 
+LINE_SECONDS = 30.0  # between two lines of `photo_progress`
+
+
 def progress(items: Iterable, description: str, **options: Any) -> Iterable:
     """Iterate with a bar in a terminal or JupyterLab. A bar in a saved notebook would stay frozen at 0 %."""
+    return tqdm(items, description, leave=False, disable=not _watched(), **options)
+
+
+def photo_progress(batches: Iterable[Sized], description: str, total: int) -> Iterator[Sized]:
+    """Iterate over batches of `total` photos with a bar; where nobody would see one, with a line now and then.
+
+    Such a line reads "teacher maps: 1200 of 5394 photos, 9.8 photos/s".
+    """
+    if _watched():
+        with tqdm(total=total, desc=description, leave=False, unit="photo") as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch))
+        return
+    started = last = time.monotonic()
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            print(f"{description}: {done} of {total} photos, {done / (now - started):.1f} photos/s", flush=True)
+            last = now
+
+
+def _watched() -> bool:
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    hidden = not interactive or HEADLESS in os.environ or VOILA in os.environ
-    return tqdm(items, description, leave=False, disable=hidden, **options)
+    return interactive and HEADLESS not in os.environ and VOILA not in os.environ
