@@ -21,9 +21,11 @@ from fgvclib.figures.lessons import (
     box_coverage,
     box_statistics,
     embedding_toy,
+    figure_1,
     hull_steps,
     kmax_figure,
     preprocessing_figure,
+    pulls_figure,
 )
 from fgvclib.figures.style import (
     ATTENTION_MAP,
@@ -51,7 +53,8 @@ from fgvclib.figures.tables import (
 from fgvclib.figures.training import (
     FRAMES,
     binned_accuracy,
-    film_strip,
+    box_trails,
+    end_to_end_curves,
     iou_histogram,
     loss_curves,
     show_confusion,
@@ -87,7 +90,8 @@ __all__ = [
     "to_picture",
     "FRAMES",
     "binned_accuracy",
-    "film_strip",
+    "box_trails",
+    "end_to_end_curves",
     "iou_histogram",
     "loss_curves",
     "show_confusion",
@@ -105,7 +109,9 @@ __all__ = [
     "box_coverage",
     "box_statistics",
     "embedding_toy",
+    "figure_1",
     "hull_steps",
     "kmax_figure",
     "preprocessing_figure",
+    "pulls_figure",
 ]

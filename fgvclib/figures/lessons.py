@@ -6,12 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
 from fgvclib.figures.boxes import box_legend, outline_cells, show_attention, show_image
-from fgvclib.figures.style import BOX_STYLES, MARKERS, SERIES, _label_rows, image_grid
+from fgvclib.figures.style import ATTENTION_MAP, BOX_STYLES, MARKERS, SERIES, _label_rows, image_grid
 from fgvclib.model.geometry import min_max_normalise
 
 
@@ -146,3 +148,135 @@ def axis_maxima_figure(values: Tensor, box: Sequence[float], title: str) -> Figu
 
 
 _EDGE = {"color": BOX_STYLES["target"]["edgecolor"], "linestyle": ":", "linewidth": 2.5}
+
+
+def figure_1(pictures: Mapping[str, np.ndarray | Tensor], shapes: Mapping[str, str]) -> Figure:
+    """Figure 1 of the paper: solid arrows pass a gradient back, dashed ones do not; orange is that gradient.
+
+    What `pictures` holds of "X" and "crop", arrays (H, W, 3), and of "A" and "M", maps (n, n), is drawn in its place;
+    `shapes` by the same names, "theta" and "theta_tau" stand below.
+    """
+    figure, ax = plt.subplots(figsize=(11, 5.4))
+    ax.set(xlim=(0, 11), ylim=(-0.15, 5.25), aspect="equal")
+    ax.set_axis_off()
+    for name, (place, colour) in _MODULES.items():
+        _draw_module(ax, *place, name, colour)
+    for name, (x, y, symbol) in _TENSORS.items():
+        _draw_tensor(ax, x, y, symbol, shapes.get(name, ""), pictures.get(name))
+    for x, y, text in _LOSSES:
+        ax.text(x, y, text, ha="center", va="center", fontsize=10.5, bbox=_LOSS)
+    for points, look in _ARROWS:
+        for start, end in zip(points[:-2], points[1:-1], strict=True):
+            ax.plot(*zip(start, end, strict=True), color="0.25", linewidth=1.6, linestyle=_DASHES[look])
+        arrow = {"arrowstyle": "-|>", "mutation_scale": 13, "color": "0.25", "linewidth": 1.6, "shrinkA": 0}
+        ax.add_patch(FancyArrowPatch(*points[-2:], shrinkB=0, linestyle=_DASHES[look], **arrow))
+    for start, end in _GRADIENTS:
+        look = {"arrowstyle": "-|>", "mutation_scale": 15, "color": SERIES[1], "linewidth": 2.4}
+        ax.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **look))
+    for x, text in ((3.22, r"$\times\,\beta_{att}$ (3)"), (5.66, r"$\times\,\beta_{aff}$ (8)")):
+        ax.text(x, 0.12, text, ha="center", va="center", fontsize=10.5, color=SERIES[1], bbox=_VALVE)
+    ax.text(8.1, 0.2, "gradient", ha="center", va="bottom", fontsize=9.5, color=SERIES[1])
+    ax.text(9.35, 4.72, "same weights", fontsize=9, color="0.45", ha="right", va="bottom")
+    ax.plot([9.45, 9.45, 1.85, 1.85], [2.0, 4.95, 4.95, 4.62], color="0.6", linewidth=1.2, linestyle=":")
+    ax.text(8.9, 3.55, "training only", fontsize=9.5, color="0.45", ha="right", style="italic")
+    return figure
+
+
+_LOSS = {"boxstyle": "round,pad=0.35", "facecolor": "#FFF3E0", "edgecolor": SERIES[1]}
+_VALVE = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": SERIES[1]}
+_DASHES = {"gradient": "-", "none": (0, (4, 3))}
+_MODULES = {  # (x, y, width) of the middle, colour
+    "AttNet\n(2.1)": ((1.97, 1.3, 0.95), SERIES[0]),
+    "AffNet\n(2.2)": ((4.45, 1.3, 0.95), SERIES[1]),
+    "crop": ((6.72, 1.3, 0.75), "#777777"),
+    "classifier": ((9.45, 1.3, 1.0), SERIES[2]),
+    "backbone": ((1.85, 4.1, 1.05), SERIES[2]),
+    "box of the\ncells ≥ $\\tau$": ((4.45, 4.1, 1.05), "#777777"),
+}
+_TENSORS = {
+    "X": (0.65, 1.3, "$X$"),
+    "A": (3.22, 1.3, "$A$"),
+    "theta": (5.66, 1.3, r"$\theta$ (6)"),
+    "crop": (8.1, 1.3, "crop"),
+    "M": (3.22, 4.1, "$M$"),
+    "theta_tau": (5.66, 4.1, r"$\theta_\tau$"),
+}
+_LOSSES = (
+    (3.22, 2.72, r"$L_{att}$ (2)"),
+    (5.66, 2.72, r"$L_{aff}$ (7)"),
+    (10.5, 2.72, r"$L_{CE} + \lambda L_{emb}$"),
+)
+_ARROWS = (
+    (((1.12, 1.3), (1.49, 1.3)), "gradient"),
+    (((2.45, 1.3), (2.77, 1.3)), "gradient"),
+    (((3.67, 1.3), (3.97, 1.3)), "gradient"),
+    (((4.93, 1.3), (5.25, 1.3)), "gradient"),
+    (((6.06, 1.3), (6.34, 1.3)), "gradient"),
+    (((7.1, 1.3), (7.62, 1.3)), "gradient"),
+    (((8.58, 1.3), (8.94, 1.3)), "gradient"),
+    (((9.96, 1.3), (10.5, 1.3), (10.5, 2.45)), "gradient"),
+    (((0.65, 0.55), (0.65, -0.12), (6.72, -0.12), (6.72, 0.93)), "gradient"),
+    (((3.22, 2.08), (3.22, 2.45)), "gradient"),
+    (((5.66, 1.74), (5.66, 2.45)), "gradient"),
+    (((0.65, 2.08), (0.65, 4.1), (1.3, 4.1)), "none"),
+    (((2.39, 4.1), (2.74, 4.1)), "none"),
+    (((3.7, 4.1), (3.91, 4.1)), "none"),
+    (((4.99, 4.1), (5.25, 4.1)), "none"),
+    (((3.22, 3.38), (3.22, 3.0)), "none"),
+    (((5.66, 3.7), (5.66, 3.0)), "none"),
+)
+_GRADIENTS = (((9.3, 0.12), (6.36, 0.12)), ((4.95, 0.12), (3.92, 0.12)), ((2.52, 0.12), (1.6, 0.12)))
+
+
+def _draw_module(ax: Axes, x: float, y: float, width: float, name: str, colour: str) -> None:
+    shape = {"boxstyle": "round,pad=0,rounding_size=0.08", "facecolor": colour, "edgecolor": "none"}
+    ax.add_patch(FancyBboxPatch((x - width / 2, y - 0.36), width, 0.72, **shape))
+    ax.text(x, y, name, ha="center", va="center", color="white", fontsize=10.5, fontweight="bold")
+
+
+def _draw_tensor(ax: Axes, x: float, y: float, symbol: str, shape: str, picture: np.ndarray | Tensor | None) -> None:
+    if picture is None:
+        ax.text(x, y, symbol, ha="center", va="center", fontsize=13)
+    else:
+        values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+        place = (x - 0.44, x + 0.44, y - 0.44, y + 0.44)
+        ax.imshow(values, cmap=ATTENTION_MAP, extent=place, interpolation="nearest", zorder=2)
+        ax.text(x, y + 0.47, symbol, ha="center", va="bottom", fontsize=11)
+    ax.text(x, y - 0.5 if picture is not None else y - 0.25, shape, ha="center", va="top", fontsize=9, color="0.35")
+
+
+def pulls_figure(pictures: np.ndarray, boxes: Tensor, pulls: Mapping[str, Tensor]) -> Figure:
+    """Where each loss wants to move the edges of a box: downhill, as arrows on the middle of each edge.
+
+    pictures (N, H, W, 3) in [0, 1]; boxes (N, 4) xyxy; pulls by the name of the loss, -dL/dbox (N, 4). Arrows show the
+    direction and, within one loss, the size; the longest of each loss is equally long.
+    """
+    figure, axes = image_grid(1, len(pictures), side=2.7)
+    for i, (ax, picture, box) in enumerate(zip(axes[0], pictures, boxes, strict=True)):
+        height, width = picture.shape[:2]
+        show_image(ax, picture, boxes={"predicted": box})
+        x1, y1, x2, y2 = (box * torch.tensor([width, height, width, height])).tolist()
+        for j, pull in enumerate(pulls.values()):
+            move = (0.22 * width * pull[i] / pull.abs().max()).tolist()
+            shift = 0.07 * width * (2 * j - len(pulls) + 1)  # so that the arrows do not cover each other
+            x, y = (x1 + x2) / 2 + shift, (y1 + y2) / 2 + shift
+            for corner, (start_x, start_y) in enumerate([(x1, y), (x, y1), (x2, y), (x, y2)]):
+                across, down = (move[corner], 0) if corner % 2 == 0 else (0, move[corner])
+                ends = (start_x, start_y), (start_x + across, start_y + down)
+                ax.add_patch(FancyArrowPatch(*ends, color=_PULL_COLOURS[j], **_PULL))
+        ax.set(xlim=(-0.06 * width, 1.06 * width), ylim=(1.06 * height, -0.06 * height))
+    lines = [Line2D([], [], color=colour, linewidth=3, linestyle="-") for colour in _PULL_COLOURS[: len(pulls)]]
+    figure.legend(lines, list(pulls), loc="outside lower center", ncols=len(pulls))
+    return figure
+
+
+_PULL_COLOURS = [SERIES[2], SERIES[0]]
+_PULL = {
+    "arrowstyle": "-|>",
+    "mutation_scale": 14,
+    "linewidth": 2.5,
+    "shrinkA": 0,
+    "shrinkB": 0,
+    "zorder": 4,
+    "clip_on": False,
+}

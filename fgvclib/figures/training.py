@@ -7,20 +7,36 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from fgvclib.figures.boxes import cut, show_image
-from fgvclib.figures.style import MARKERS, SERIES, image_grid, shorten, show_curves
+from fgvclib.figures.style import MARKERS, SERIES, shorten, show_curves
 
 FRAMES = 8  # epochs that the film strip of a running training has room for
 
 
-def film_strip(pictures: np.ndarray, trajectories: pd.DataFrame, crop_size: int, epochs: Sequence[int]) -> Figure:
-    """How the crop moves: one row per watched photo, the photo with its last box, then its crop after some epochs.
+def box_trails(pictures: np.ndarray, trails: np.ndarray, steps: Sequence[int], iou: np.ndarray | None = None) -> Figure:
+    """All boxes of a training on each photo, from light (early) to dark (late); below them the IoU as it went.
 
-    pictures (N, H, W, 3) in [0, 1]; trajectories as in `Run.trajectories`, N photos in the order of `row`.
+    pictures (N, H, W, 3) in [0, 1]; trails (N, T, 4) xyxy in [0, 1] after each of the `steps` (T,); iou (N, T).
     """
-    figure, axes = image_grid(len(pictures), len(epochs) + 1, side=1.35)
-    _draw_film(axes, pictures, trajectories, crop_size, epochs)
+    rows = 1 if iou is None else 2
+    size = (2.7 * len(pictures), 2.8 + 1.15 * (rows - 1))
+    figure, axes = plt.subplots(rows, len(pictures), figsize=size, height_ratios=[2.6, 1][:rows], squeeze=False)
+    colours = plt.get_cmap("Oranges")(np.linspace(0.15, 1, len(steps)))
+    for column, (picture, boxes) in enumerate(zip(pictures, trails, strict=True)):
+        height, width = picture.shape[:2]
+        show_image(axes[0, column], 0.5 + 0.5 * picture)  # pale, so that light lines can be told from dark ones
+        for box, colour in zip(boxes, colours, strict=True):
+            (x1, x2), (y1, y2) = box[::2] * width, box[1::2] * height
+            look = {"edgecolor": colour, "linewidth": 1.8, "clip_on": False}
+            axes[0, column].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **look))
+    for column, ax in enumerate(axes[1] if iou is not None else []):
+        ax.plot(steps, iou[column], color="0.5", linewidth=1, linestyle="-")
+        ax.scatter(steps, iou[column], color=colours, s=22, zorder=3, edgecolor="0.4", linewidth=0.5)
+        ax.set(ylim=(0, 1), yticks=[0, 0.5, 1], title=f"IoU at the end: {iou[column, -1]:.2f}")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     return figure
 
 
@@ -50,7 +66,8 @@ def training_figure(
 ) -> Figure:
     """A training of `epochs` so far: loss terms, accuracy and boxes, and below them the crops after some epochs.
 
-    history and trajectories as in `Run`; pictures as for `film_strip`; at most FRAMES epochs as `frames`.
+    history and trajectories as in `Run`; pictures (N, H, W, 3) in [0, 1] of its photos, in the order of `row`; at most
+    FRAMES epochs as `frames`.
     """
     history = history.set_index("epoch")
     heights = [3.0, 1.2 * len(pictures)]
@@ -126,3 +143,34 @@ def show_threshold(ax: Axes, scores: pd.DataFrame, trivial: pd.Series, chosen: f
     ax.axvline(chosen, color="black", linewidth=1, linestyle=":", label=rf"$\tau$ = {chosen:g} of this profile")
     ax.set(title=title, xlabel=r"threshold $\tau$", ylabel="mean IoU, or share of photos", ylim=(0, 1))
     ax.legend(fontsize="small")
+
+
+def end_to_end_curves(histories: Mapping[str, pd.DataFrame], warmup: int, photos: int) -> Figure:
+    """Loss terms of the first run; validation accuracy of all runs, and their boxes where they are scored.
+
+    histories as `Run.history` with the index epoch; a line marks the end of the warm-up; the bands are one standard
+    error of a share of so many validation `photos`.
+    """
+    first = next(iter(histories.values()))
+    shares = {"Validation accuracy": "validation_accuracy"}
+    if "validation_box_acc_0.5" in first:
+        shares["Boxes with IoU ≥ 0.5"] = "validation_box_acc_0.5"
+    figure, axes = plt.subplots(1, 1 + len(shares), figsize=(11, 3.6))
+    show_curves(axes[0], loss_curves(first), f"Loss terms, {next(iter(histories))}", "weighted loss")
+    axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    for ax, (title, column) in zip(axes[1:], shares.items(), strict=True):
+        boxes = "box" in column  # the baseline's is always the whole photo
+        curves = {name: 100 * h[column] for name, h in histories.items() if not (boxes and name == "baseline")}
+        show_curves(ax, curves, f"{title}: higher is better", "validation photos, %")
+        for name, colour in zip(curves, SERIES, strict=False):
+            share = curves[name] / 100
+            error = 100 * np.sqrt(share * (1 - share) / photos)
+            ax.fill_between(share.index, curves[name] - error, curves[name] + error, color=colour, alpha=0.12)
+        ax.set_ylim(0, 103)
+    for ax in axes:
+        if 0 < warmup < len(first):
+            ax.axvline(warmup + 0.5, color="black", linewidth=1, linestyle=":", label="warm-up ends")
+            ax.legend(fontsize="small")
+    return figure
