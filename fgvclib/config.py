@@ -36,7 +36,7 @@ Classes = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Config:
-    """One configuration. Two runs with equal `hash()` compute the same thing up to the seed.
+    """One configuration.
 
     pydantic checks types and ranges whenever one is made, also by `dataclasses.replace`. Raises its ValidationError,
     which is a ValueError.
@@ -148,9 +148,14 @@ class Config:
         """Key → value, as JSON gives them back: a tuple becomes a list."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
+    def changes(self) -> dict:
+        """The values that differ from the profile's and have an effect."""
+        plain = effective_values(load_config(self.profile, self.dataset).values())
+        return {key: value for key, value in effective_values(self.values()).items() if plain[key] != value}
+
     def hash(self) -> str:
-        """Ten hex digits that change when any value changes."""
-        text = json.dumps(self.values(), sort_keys=True)
+        """Ten hex digits that change with the profile, the data set and `changes`, but not with a new key's default."""
+        text = json.dumps([self.profile, self.dataset, self.changes()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -235,6 +240,29 @@ def training_values(config: Config) -> dict:
     return {key: value for key, value in config.values().items() if not key.startswith("table1_")}
 
 
+def effective_values(values: dict) -> dict:
+    """Stored `Config.values()`, of this or an earlier version, without the keys that have no effect beside the others.
+
+    A key that is absent has the default of `Config`.
+    """
+    values = Config().values() | values
+    idle = {"workers"}
+    if values["dataset"] != "synthbirds":
+        idle |= {"train_per_class", "test_per_class", "photo_size"}
+    if values["dataset"] != "aircraft":
+        idle.add("cut_banner")
+    if values["classes"] is not None:
+        idle.add("num_classes")
+    return {key: value for key, value in values.items() if key not in idle}
+
+
+def differing_values(there: dict, now: dict) -> list[str]:
+    """`key: value there, value now` for every stored value with an effect that differs from the present one."""
+    there, now = effective_values(there), effective_values(now)
+    keys = [key for key in {**now, **there} if there.get(key, "absent") != now.get(key, "absent")]
+    return [f"{key}: {there.get(key, 'absent')} there, {now.get(key, 'absent')} now" for key in keys]
+
+
 def load_config(profile: str, dataset: str = "synthbirds", /, **overrides) -> Config:
     """The profile's configuration for a data set, with some values replaced.
 
@@ -296,7 +324,7 @@ def _place(variable: str) -> Path | None:
 def results_folder(config: Config) -> Path:
     """`<profile>-<dataset>`, with the hash appended where values differ from the profile's: no mixed results."""
     name = f"{config.profile}-{config.dataset}"
-    if config != load_config(config.profile, config.dataset):
+    if config.changes():
         name += f"-{config.hash()}"
     return results_root() / name
 

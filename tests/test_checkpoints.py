@@ -12,8 +12,8 @@ import torch
 from fgvclib.training import checkpoints
 from fgvclib.training.checkpoints import NotSaved, load_checkpoint, previous_path, save_checkpoint
 
-FOREIGN = "belongs to another configuration or seed"
-IDENTITY = {"config": {"epochs": 3}, "seed": 0}
+DATA = {"classes": "1", "labels": "2", "boxes": "3", "photos": "4"}
+IDENTITY = {"config": {"epochs": 3}, "seed": 0, "data": DATA, "world_size": 1}
 
 
 def state(epoch: int, **changes) -> dict:
@@ -72,10 +72,21 @@ DAMAGES = {
         lambda path: torch.save(state(2, format=checkpoints.FORMAT - 1), path),
         "was written by another version of fgvclib",
     ),
-    "other configuration": (lambda path: save_checkpoint(path, state(2, config={"epochs": 4})), FOREIGN),
+    "other configuration": (
+        lambda path: save_checkpoint(path, state(2, config={"epochs": 4})),
+        r"belongs to another run \(epochs: 4 there, 3 now\)",
+    ),
     "other seed": (
-        lambda path: torch.save(state(2, format=checkpoints.FORMAT, seed=7), path),
-        "belongs to another configuration or seed",
+        lambda path: save_checkpoint(path, state(2, seed=7)),
+        r"belongs to another run \(seed: 7 there, 0 now\)",
+    ),
+    "other photos": (
+        lambda path: save_checkpoint(path, state(2, data=DATA | {"labels": "5", "photos": "6"})),
+        r"belongs to another run \(other labels, other photos\)",
+    ),
+    "more processes": (
+        lambda path: save_checkpoint(path, state(2, world_size=4)),
+        r"belongs to another run \(processes: 4 there, 1 now\)",
     ),
 }
 

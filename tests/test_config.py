@@ -18,6 +18,7 @@ from fgvclib.config import (
     SYNTHBIRDS_KEYS,
     Config,
     data_root,
+    effective_values,
     folder_root,
     load_config,
     results_folder,
@@ -125,12 +126,41 @@ def test_every_row_is_valid_in_every_profile(profile, row):
     assert config.epochs > config.warmup_epochs and config.profile == profile
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
-def test_hash_changes_with_any_value(field):
+IDLE = ("profile", "dataset", "workers", "cut_banner")  # of PAPER, whose data set is SynthBirds
+
+
+@pytest.mark.parametrize("field", [f for f in dataclasses.fields(Config) if f.name not in IDLE], ids=lambda f: f.name)
+def test_hash_changes_with_any_value_that_has_an_effect(field):
     changed = copy.copy(PAPER)
     object.__setattr__(changed, field.name, "another")  # of whatever type: the hash does not check
     assert changed.hash() != PAPER.hash()
     assert len(PAPER.hash()) == 10 and set(PAPER.hash()) <= set("0123456789abcdef")
+
+
+def test_hash_changes_with_profile_and_data_set():
+    known = [(profile, dataset) for profile in PROFILES for dataset in DATASETS]
+    assert len({load_config(*names).hash() for names in known}) == len(known)
+
+
+@pytest.mark.parametrize(
+    "dataset, plain, changed",
+    [
+        ("synthbirds", {}, {"workers": 1}),
+        ("synthbirds", {}, {"cut_banner": False}),
+        ("cub200", {"classes": [0, 2]}, {"classes": [0, 2], "num_classes": 3}),
+    ],
+)
+def test_value_without_effect_changes_neither_hash_nor_folder(dataset, plain, changed):
+    before, after = load_config("cpu", dataset, **plain), load_config("cpu", dataset, **changed)
+    assert before.hash() == after.hash() and results_folder(before) == results_folder(after)
+
+
+def test_values_stored_before_a_key_existed_mean_its_default():
+    stored = PAPER.values()
+    del stored["crop_margin"]
+    assert effective_values(stored) == effective_values(PAPER.values())
+    stored["crop_margin"] = 0.1
+    assert effective_values(stored) != effective_values(PAPER.values())
 
 
 @pytest.mark.parametrize("key", ["learning_rate", "lambda_att", "theta_gradient_limit"])

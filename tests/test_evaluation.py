@@ -1,12 +1,11 @@
 """Scores by hand: accuracy over samples, boxes against true ones."""
 
-from types import SimpleNamespace
-
 import pandas as pd
 import pytest
 import torch
 
 from fgvclib.model.geometry import attention_to_box, box_to_theta
+from fgvclib.model.system import ModelOutput
 from fgvclib.training.evaluation import count_parameters, localisation_scores, predict, summarise, trivial_localisers
 
 TRUE = [[0.0, 0.0, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6], [0.1, 0.1, 0.9, 0.9], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
@@ -27,7 +26,7 @@ class Stub(torch.nn.Module):
         self.modes.append((self.training, torch.is_grad_enabled()))
         numbers = images[:, 0, 0, 0].long()
         logits = torch.nn.functional.one_hot(torch.tensor(PREDICTED)[numbers], 3).float()
-        return SimpleNamespace(logits=logits, theta=box_to_theta(torch.tensor(CROPS)[numbers]))
+        return ModelOutput(logits, None, None, box_to_theta(torch.tensor(CROPS)[numbers]), None)
 
     def teacher_map(self, images):
         maps = torch.zeros(len(images), 1, 4, 4)

@@ -10,13 +10,17 @@ from math import isnan, nan
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from fgvclib.data.index import CROP
 from fgvclib.study.table2 import table2
 from fgvclib.training import loop, runs
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.training.evaluation import predict, summarise
-from fgvclib.training.runs import describe_epoch, train_or_load
+from fgvclib.training.identity import data_checksums, differences, run_identity
+from fgvclib.training.runs import Run, describe_epoch, train_or_load
 from fgvclib.utils.files import locked
+from fgvclib.utils.provenance import ask_for_fresh_runs, library_hash
 
 FILES = {"checkpoint.pt", "history.csv", "trajectories.csv", "predictions.csv", "metrics.json"}
 
@@ -114,19 +118,204 @@ def test_metrics_name_the_configuration_and_seed(finished, tiny):
     assert stored["seed"] == 0
 
 
-@pytest.mark.parametrize("change, seed", [({"beta_att": 0.0}, 0), ({"epochs": 3}, 0), ({}, 1)])
-def test_run_of_another_configuration_or_seed_is_refused(tiny, splits, copy, change, seed, monkeypatch):
+@pytest.mark.parametrize(
+    "change, seed, told",
+    [
+        ({"beta_att": 0.0}, 0, "beta_att: 1.0 there, 0.0 now"),
+        ({"epochs": 3}, 0, "epochs: 2 there, 3 now"),
+        ({"precision": "bf16"}, 0, "precision: fp32 there, bf16 now"),
+        ({}, 1, "seed: 0 there, 1 now"),
+    ],
+)
+def test_run_of_another_configuration_or_seed_is_refused(tiny, splits, copy, change, seed, told, monkeypatch):
     monkeypatch.setattr(runs, "train", no_training)
-    with pytest.raises(ValueError, match="another configuration or seed"):
+    with pytest.raises(
+        ValueError, match=rf"copy holds another run \({told}\); move it away, or train anew with --fresh"
+    ):
         train_or_load(replace(tiny, **change), splits, seed, copy)
 
 
 def test_half_finished_run_of_another_configuration_is_refused_and_left_alone(tiny, splits, copy):
     (copy / "metrics.json").unlink()
     history = (copy / "history.csv").read_text()
-    with pytest.raises(ValueError, match="another configuration or seed"):
+    with pytest.raises(ValueError, match=r"belongs to another run \(epochs: 2 there, 5 now\)"):
         train_or_load(replace(tiny, epochs=5), splits, 0, copy)
     assert (copy / "history.csv").read_text() == history and not (copy / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"workers": 3}, {"cut_banner": False}, {"setting2_embedding_dim": 7}], ids=str)
+def test_run_is_reused_where_what_changed_has_no_effect_on_it(tiny, splits, copy, change):
+    train_or_load(replace(tiny, **change), splits, 0, copy, announce=pytest.fail)
+
+
+@pytest.mark.parametrize("weight, told", [(0.0, []), (16.0, ["localisation_epochs: 20 there, 0 now"])])
+def test_localisation_alone_has_no_effect_without_local_losses(tiny, splits, weight, told):
+    config = replace(tiny, teacher_weights="imagenet", lambda_att=weight, lambda_aff=0.0)
+    there, now = (run_identity(replace(config, localisation_epochs=epochs), splits, 0) for epochs in (20, 0))
+    assert differences(there, now) == told
+
+
+def test_run_stored_before_a_key_existed_is_reused(tiny, splits, copy):
+    stored = json.loads((copy / "metrics.json").read_text())
+    del stored["config"]["crop_margin"], stored["config"]["precision"]
+    (copy / "metrics.json").write_text(json.dumps(stored))
+    train_or_load(tiny, splits, 0, copy, announce=pytest.fail)
+    with pytest.raises(ValueError, match="crop_margin: 0.0 there, 0.1 now"):
+        train_or_load(replace(tiny, crop_margin=0.1), splits, 0, copy)
+
+
+# --- other data
+
+
+def photos_in(folder, splits):
+    """The splits, with copies of their photos in another folder."""
+    folder.mkdir()
+    tables = {}
+    for part in ("train", "validation", "test"):
+        table = getattr(splits, part)
+        paths = [shutil.copy(path, folder / f"{part}{row}.png") for row, path in enumerate(table["path"])]
+        tables[part] = table.assign(path=[str(path) for path in paths])
+    return replace(splits, **tables)
+
+
+def renamed_class(splits):
+    return replace(splits, class_names=["Manx", *splits.class_names[1:]])
+
+
+def changed_photo(splits):
+    path = splits.test["path"][4]
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    return splits
+
+
+def other_label(splits):
+    return replace(splits, validation=splits.validation.assign(label=[2, 1, 0]))
+
+
+def one_photo_less(splits):
+    return replace(splits, test=splits.test[:-1])
+
+
+def other_box(splits):
+    return replace(splits, test=splits.test.assign(x1=0.0))
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (renamed_class, "other classes"),
+        (changed_photo, "other photos"),
+        (other_label, "other labels"),
+        (one_photo_less, "other labels, other boxes, other photos"),
+        (other_box, "other boxes"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+@pytest.mark.parametrize("finished_before", [True, False], ids=["finished", "half finished"])
+def test_run_of_other_data_is_refused(tiny, splits, copy, tmp_path, change, told, finished_before, monkeypatch):
+    monkeypatch.setattr(runs, "predict", no_training)
+    monkeypatch.setattr(loop, "train_one_epoch", no_training)
+    moved = photos_in(tmp_path / "moved", splits)
+    train_or_load(tiny, moved, 0, copy, announce=pytest.fail)  # the same photos in another place are the same data
+    if not finished_before:
+        (copy / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=rf"another run \({told}\); move it away, or train anew with --fresh"):
+        train_or_load(tiny, change(moved), 0, copy)
+
+
+def test_boxes_that_an_oracle_crops_to_belong_to_its_run(tiny, splits):
+    config, box = replace(tiny, fixed_box="oracle"), dict.fromkeys(CROP, 0.25)
+    before = data_checksums(replace(splits, train=splits.train.assign(**box)), config)
+    after = data_checksums(replace(splits, train=splits.train.assign(**box | {CROP[0]: 0.2})), config)
+    assert [part for part in before if before[part] != after[part]] == ["boxes"]
+
+
+def test_predictions_find_their_photos_by_id(tiny, splits, finished, tmp_path):
+    """A table in another order, as of a folder that was sorted anew."""
+    turned = replace(splits, test=splits.test[::-1].reset_index(drop=True))
+    run = Run(finished[0].folder, tiny, 0, turned)
+    expected = dict(zip(splits.test["image_id"], splits.test["path"], strict=True))
+    assert dict(zip(run.predictions["image_id"], run.predictions["path"], strict=True)) == expected
+
+
+# --- the code that made it
+
+
+def test_run_says_what_it_was_made_with(finished):
+    stored = json.loads((finished[0].folder / "metrics.json").read_text())
+    made_by = stored["provenance"]
+    assert stored["world_size"] == made_by["world_size"] == 1 and made_by["precision"] == "fp32"
+    assert made_by["library"] == library_hash() and torch.__version__.startswith(made_by["versions"]["torch"])
+    assert {"commit", "dirty", "device", "threads", "command", "date"} <= set(made_by)
+    assert made_by["minutes"] == pytest.approx(finished[0].history["seconds"].sum() / 60, abs=0.01)
+    assert made_by == read_checkpoint(finished[0].checkpoint)["provenance"] and made_by["earlier"] == []
+
+
+def set_made_by(folder, **changes):
+    """Let the run in a folder be made by other code."""
+    stored = json.loads((folder / "metrics.json").read_text())
+    stored["provenance"] |= changes
+    (folder / "metrics.json").write_text(json.dumps(stored))
+    state = read_checkpoint(folder / "checkpoint.pt")
+    state["provenance"] |= changes
+    torch.save(state, folder / "checkpoint.pt")
+
+
+def test_run_of_other_library_code_is_loaded_with_a_remark_that_names_both_commits(tiny, splits, copy, monkeypatch):
+    monkeypatch.setattr(runs, "train", no_training)
+    monkeypatch.setattr(runs, "code_state", lambda: {"commit": "b" * 40, "dirty": True})
+    set_made_by(copy, library="of an earlier losses.py", commit="a" * 40, dirty=False)
+    said = []
+    train_or_load(tiny, splits, 0, copy, said.append)
+    assert said == [
+        "copy: made by other library code (commit aaaaaaaaaa; now commit bbbbbbbbbb with changes). "
+        "--fresh trains it anew."
+    ]
+
+
+def test_run_of_an_earlier_version_is_loaded_with_a_remark(tiny, splits, copy):
+    stored = json.loads((copy / "metrics.json").read_text())
+    (copy / "metrics.json").write_text(json.dumps({key: stored[key] for key in ("config", "seed", "test")}))
+    said = []
+    assert train_or_load(tiny, splits, 0, copy, said.append).metrics == stored["test"]
+    assert "commit not recorded" in said[0] and "its data were not recorded" in said[0]
+
+
+def test_training_that_other_code_began_says_so_and_remembers_it(tiny, splits, copy, tmp_path):
+    """Of the two epochs the first one is there."""
+    half = read_checkpoint(copy / "checkpoint.pt")
+    assert next(loop.train(tiny, splits, 0, tmp_path / "checkpoint.pt"))["epoch"] == 1
+    set_to = read_checkpoint(tmp_path / "checkpoint.pt")
+    set_to["provenance"] |= {"library": "of an earlier losses.py", "commit": "a" * 40, "dirty": False}
+    torch.save(set_to, tmp_path / "checkpoint.pt")
+    with pytest.warns(UserWarning, match=r"begun by other library code \(commit aaaaaaaaaa\)"):
+        list(loop.train(tiny, splits, 0, tmp_path / "checkpoint.pt"))
+    done = read_checkpoint(tmp_path / "checkpoint.pt")
+    assert [before["commit"] for before in done["provenance"]["earlier"]] == ["a" * 40]
+    assert done["provenance"]["library"] == library_hash()
+    assert all(torch.equal(value, half["model"][name]) for name, value in done["model"].items())
+
+
+def test_run_of_several_processes_is_read_by_one_with_a_remark(tiny, splits, copy):
+    stored = json.loads((copy / "metrics.json").read_text())
+    (copy / "metrics.json").write_text(json.dumps(stored | {"world_size": 4}))
+    said = []
+    train_or_load(tiny, splits, 0, copy, said.append)
+    assert said == ["copy: trained by 4 processes. --fresh trains it anew."]
+
+
+def test_fresh_run_moves_the_old_one_aside_and_is_made_once(tiny, splits, copy, monkeypatch):
+    monkeypatch.setenv("FGVC_FRESH", "0")  # to be set back
+    old = json.loads((copy / "metrics.json").read_text())
+    ask_for_fresh_runs()
+    said = []
+    train_or_load(replace(tiny, epochs=1, warmup_epochs=0), splits, 0, copy, said.append)  # another one may follow
+    assert "training 1 epochs" in said[0]
+    (aside,) = (copy.parent / "replaced").iterdir()
+    assert aside.name.startswith("copy-20") and FILES <= {path.name for path in aside.iterdir()}
+    assert json.loads((aside / "metrics.json").read_text()) == old
+    monkeypatch.setattr(runs, "train", no_training)
+    train_or_load(replace(tiny, epochs=1, warmup_epochs=0), splits, 0, copy, announce=pytest.fail)
 
 
 def test_metrics_are_written_last(tiny, splits, copy, monkeypatch):
@@ -145,7 +334,7 @@ def test_metrics_are_written_last(tiny, splits, copy, monkeypatch):
     assert not (copy / "metrics.json").exists()
     monkeypatch.setattr(loop, "train_one_epoch", no_training)
     train_or_load(tiny, splits, 0, copy)
-    assert json.loads((copy / "metrics.json").read_text()) == expected
+    assert json.loads((copy / "metrics.json").read_text()) == expected  # also the provenance, which is the training's
     assert len(pd.read_csv(copy / "history.csv")) == 2  # written anew from the checkpoint
     newest = max((path for path in copy.iterdir() if path.name in FILES), key=lambda path: path.stat().st_mtime_ns)
     assert newest.name == "metrics.json"

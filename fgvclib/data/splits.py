@@ -8,7 +8,6 @@ True boxes serve evaluation alone. They live in the validation and test tables t
 table of `Splits` has no such columns.
 """
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 
 from fgvclib.config import Config
 from fgvclib.data import aircraft, cars, cub200, folder, synthbirds
+from fgvclib.data.checksums import files_checksum
 from fgvclib.data.download import check_md5
 from fgvclib.data.pixels import DECODING_THREADS, photo_size, read_photo
 from fgvclib.data.index import BOX, check_classes, check_photos
@@ -128,10 +128,7 @@ def has_boxes(photos: pd.DataFrame) -> bool:
 def dataset_checksum(config: Config) -> str:
     """SHA-256 over the index files and every photo of the configured classes."""
     photos, _ = read_dataset(config)
-    digest = hashlib.sha256(SOURCES[config.dataset].fingerprint(prepare_dataset(config)))
-    for path in photos["path"]:
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
+    return files_checksum(photos["path"], SOURCES[config.dataset].fingerprint(prepare_dataset(config)))
 
 
 def verify_dataset(config: Config) -> str:

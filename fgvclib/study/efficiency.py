@@ -24,8 +24,8 @@ from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.study.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.study.contenders import ResNet50
 from fgvclib.study.table2 import ROWS
-from fgvclib.training.loop import autocast, build_loss, build_optimiser
-from fgvclib.utils.device import default_device, device_name
+from fgvclib.training.loop import build_loss, build_optimiser
+from fgvclib.utils.device import autocast, default_device, device_name, forward
 
 CLASSES = 200  # of CUB-200-2011, where the configuration does not limit them
 LEAST_REPETITIONS = 3
@@ -206,7 +206,7 @@ class TrainingStep:
             teacher_map = self.given
             if teacher_map is None and self.criterion.needs_teacher:
                 teacher_map = self.model.teacher_map(self.images).float()
-            output = self.model(self.images)
+        output = forward(self.model, self.images, self.precision)
         return self.criterion(output, self.labels, teacher_map)["total"]
 
 

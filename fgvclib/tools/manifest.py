@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fgvclib.config import Config
+from fgvclib.config import Config, differing_values
 from fgvclib.utils.files import lock_path, locked, read_json, write_json
 from fgvclib.utils.provenance import code_state, versions
 
@@ -44,16 +44,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_configuration(folder: Path, config: Config) -> None:
     """Raises ValueError that names the first differing keys if `folder` has another configuration."""
     there = read_manifest(folder).get("configuration")
-    now = config.values()
-    if there is None or there == now:
-        return
-    keys = [key for key in {**now, **there} if there.get(key, "absent") != now.get(key, "absent")]
-    differences = [f"{key}: {there.get(key, 'absent')} there, {now.get(key, 'absent')} now" for key in keys]
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    raise ValueError(
-        f"{folder} holds results of another configuration ({'; '.join(differences[:3])}{more}); "
-        "rename or delete that folder, then run again."
-    )
+    found = [] if there is None else differing_values(there, config.values())
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ValueError(
+            f"{folder} holds results of another configuration ({'; '.join(found[:3])}{more}); "
+            "rename or delete that folder, then run again."
+        )
 
 
 def check_dataset(folder: Path, config: Config) -> str | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fgvclib.training.identity import differences
 from fgvclib.utils.files import atomic_path
 
 FORMAT = 2  # 2 has the class names, so that a checkpoint alone can name what it sees
@@ -42,7 +43,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
 def load_checkpoint(path: Path, identity: dict) -> dict | None:
     """The newest sound state among `path` and the one before it; None where there is neither.
 
-    `identity` holds the entries that must agree, such as the configuration. A file that is damaged, of another version
+    `identity` is that of `identity.run_identity`, with which it must agree. A file that is damaged, of another version
     or foreign is refused with a sentence: as a warning where the previous one serves, else as ValueError.
     """
     refusals = []
@@ -81,5 +82,9 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def _check_identity(path: Path, state: dict, identity: dict) -> None:
-    if any(state.get(key) != value for key, value in identity.items()):
-        raise ValueError(f"{path} belongs to another configuration or seed; move it away or choose another folder.")
+    """Raises ValueError that says how the state differs from what it should belong to."""
+    found = differences(state, identity)
+    if found:
+        raise ValueError(
+            f"{path} belongs to another run ({', '.join(found)}); move it away, or train anew with --fresh."
+        )

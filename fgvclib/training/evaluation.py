@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from fgvclib.data.index import BOX, CROP
 from fgvclib.model.geometry import box_iou, centre_box, theta_to_box
 from fgvclib.model.system import EndToEndModel
+from fgvclib.utils.device import autocast, forward
 
 IOU_LEVELS = (0.3, 0.5, 0.7)
 
@@ -27,6 +28,7 @@ def predict(
     photos: pd.DataFrame,
     teacher_box: Callable[[torch.Tensor], torch.Tensor] | None = None,
     gather: Callable = lambda columns: columns,
+    precision: str = "fp32",
 ) -> pd.DataFrame:
     """Run the model once over a loader of `photos` (in their order) → one row per photo.
 
@@ -35,14 +37,14 @@ def predict(
     `teacher_box`, which makes boxes (B, 4) of maps (B, 1, n, n), also teacher_x1 … and teacher_iou, which cost a second
     pass where the batches bring no maps. Boxes are fractions of the photo, also where `photos` says that the model sees
     a crop of it. Leaves the model in evaluation mode. Where processes share a prepared loader, `gather` is their
-    `gather_for_metrics`.
+    `gather_for_metrics`. `precision` is that of the passes, as in the configuration.
     """
     device = next(model.parameters()).device
     model.eval()
     parts, whole_photo = [], True
     for batch in loader:
         images = batch["image"].to(device, non_blocking=True)
-        output = model(images)
+        output = forward(model, images, precision)
         probability, prediction = output.logits.softmax(dim=1).max(dim=1)
         columns = [
             batch["index"].to(device),
@@ -52,7 +54,8 @@ def predict(
         ]
         if teacher_box is not None:
             whole_photo = "teacher_map" in batch  # the map of a fixed teacher
-            found = batch["teacher_map"].to(device) if "teacher_map" in batch else model.teacher_map(images)
+            with autocast(precision, device):
+                found = batch["teacher_map"].to(device) if "teacher_map" in batch else model.teacher_map(images)
             columns += teacher_box(found).unbind(1)
         parts.append(torch.stack([column.cpu().double() for column in gather(columns)], dim=1))
     names = ["index", "prediction", "probability", *named_box("box")]

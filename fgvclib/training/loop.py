@@ -5,6 +5,7 @@ The same loop serves one process and several (`accelerate launch`, see `parallel
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from fgvclib.config import Config, training_values
+from fgvclib.config import Config
 from fgvclib.data.loaders import evaluation_loader, training_loader
 from fgvclib.data.splits import Splits
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
@@ -24,8 +25,11 @@ from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.training.checkpoints import load_checkpoint, save_checkpoint
 from fgvclib.training.evaluation import named_box, predict, summarise
+from fgvclib.training.identity import run_identity
+from fgvclib.utils.device import autocast, forward
 from fgvclib.utils.parallel import create_accelerator, share_buffers, synchronise_batchnorm
 from fgvclib.utils.progress import progress
+from fgvclib.utils.provenance import describe_code, library_hash, provenance
 
 LOCALISATION_ALONE_RATE = 0.002  # of Adam
 WATCHED = 8  # photos whose boxes are recorded after every epoch
@@ -59,9 +63,10 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
             maps = teacher_maps(splits.train, config, component)
     loader, sampler = training_loader(splits.train, config, seed, maps)
     validation_loader = evaluation_loader(splits.validation, config) if len(splits.validation) else []
-    identity = {"config": training_values(config), "seed": seed, "class_names": splits.class_names}
+    identity = run_identity(config, splits, seed)
     parts = {"model": model, "criterion": criterion, "optimiser": optimiser, "schedule": schedule}
-    history = resume(checkpoint, identity, parts)
+    history, earlier = resume(checkpoint, identity, parts)
+    made_by = provenance(accelerator.device) | {"world_size": accelerator.num_processes, "precision": config.precision}
     yield from history
     model.to(accelerator.device)
     criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
@@ -75,18 +80,21 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
         model.trust_theta = epoch >= config.warmup_epochs
         torch.manual_seed(seed * 10_000 + epoch)  # so that a resumed epoch draws what an uninterrupted one does
         record = {"epoch": epoch + 1, "learning_rate": schedule.get_last_lr()[0]}
-        record |= train_one_epoch(prepared, criterion, optimiser, loader, accelerator)
+        record |= train_one_epoch(prepared, criterion, optimiser, loader, accelerator, config.precision)
         share_buffers(model)
         check_finite({"weights": sum(value.abs().sum() for value in model.state_dict().values())})
         schedule.step()
-        predictions = predict(model, validation_loader, splits.validation, gather=accelerator.gather_for_metrics)
+        gather = accelerator.gather_for_metrics
+        predictions = predict(model, validation_loader, splits.validation, None, gather, config.precision)
         record |= {f"validation_{name}": value for name, value in summarise(predictions).items()}
         record["watched_boxes"] = watched_boxes(predictions)
         record["seconds"] = round(time.perf_counter() - started, 1)
         history.append(record)
         if accelerator.is_main_process:
-            states = {name: part.state_dict() for name, part in parts.items()}
-            save_checkpoint(checkpoint, identity | states | {"history": history})
+            state = {name: part.state_dict() for name, part in parts.items()}
+            made_by |= {"minutes": round(sum(epoch["seconds"] for epoch in history) / 60, 2), "earlier": earlier}
+            state |= {"class_names": splits.class_names, "history": history, "provenance": made_by}
+            save_checkpoint(checkpoint, identity | state)
         yield record
 
 
@@ -124,10 +132,11 @@ def train_one_epoch(
     optimiser: SGD,
     loader: torch.utils.data.DataLoader,
     accelerator: Accelerator,
+    precision: str = "fp32",
 ) -> dict[str, float]:
     """One pass over the training photos, those of all processes → mean loss terms and accuracy over samples.
 
-    `model` is an EndToEndModel as `accelerator.prepare` returns it.
+    `model` is an EndToEndModel as `accelerator.prepare` returns it; its passes compute with `precision`.
     """
     teacher_map = accelerator.unwrap_model(model).teacher_map
     model.train()
@@ -138,9 +147,9 @@ def train_one_epoch(
         images, labels = batch["image"], batch["label"]
         target = batch.get("teacher_map")
         if target is None and criterion.needs_teacher:
-            with accelerator.autocast():
+            with autocast(precision, images.device):
                 target = teacher_map(images).float()
-        output = model(images)
+        output = forward(model, images, precision)
         terms = criterion(output, labels, target)
         optimiser.zero_grad()
         accelerator.backward(terms["total"])
@@ -175,11 +184,6 @@ def check_finite(terms: dict[str, Tensor]) -> None:
                 f"Training stopped because {name!r} became {value}; the last checkpoint is kept. "
                 "A lower localisation_learning_rate or learning_rate usually helps."
             )
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a forward pass computes with `config.precision`, "fp32" or "bf16"."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def build_loss(config: Config, num_classes: int) -> EndToEndLoss:
@@ -225,11 +229,20 @@ def check_batches(config: Config, splits: Splits) -> None:
             raise ValueError(f"The {name} is {count}, but BatchNorm needs batches of at least 2 photos; raise it.")
 
 
-def resume(path: Path, identity: dict, parts: dict) -> list[dict]:
-    """Load the checkpoint, where there is one, into `parts` → its history, empty where there is none."""
+def resume(path: Path, identity: dict, parts: dict) -> tuple[list[dict], list[dict]]:
+    """Load the checkpoint, where there is one, into `parts` → its history, and its provenance by other library code."""
     state = load_checkpoint(path, identity)
     if state is None:
-        return []
+        return [], []
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    return state["history"]
+    before = state.get("provenance", {})
+    if before.get("library") == library_hash():
+        return state["history"], before["earlier"]
+    warnings.warn(
+        f"{path} was begun by other library code ({describe_code(before)}); the rest is trained by the present one. "
+        "--fresh trains anew.",
+        stacklevel=2,
+    )
+    earlier = before.pop("earlier", [])
+    return state["history"], [*earlier, before]

@@ -2,21 +2,23 @@
 
 A run's folder holds checkpoint.pt, run.log and history.csv (one line per epoch), trajectories.csv (the boxes of a few
 photos over the epochs), predictions.csv (one row per test photo) and metrics.json, written last: it marks the run as
-done. The test split is evaluated once, at the end. One process (or one group of them, started by `accelerate launch`)
-trains a run; others that want it wait for it.
+done. It also says which run this is (configuration, seed, data, processes: `identity`) and what it was made with
+(commit, versions, device, command: `provenance`). The test split is evaluated once, at the end. One process (or one
+group of them, started by `accelerate launch`) trains a run; others that want it wait for it.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 from accelerate.utils import broadcast_object_list
 
-from fgvclib.config import Config, training_values
+from fgvclib.config import Config
 from fgvclib.data.index import BOX
 from fgvclib.data.loaders import evaluation_loader
 from fgvclib.data.splits import Splits, has_boxes
@@ -25,9 +27,11 @@ from fgvclib.model.geometry import target_box
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.training.checkpoints import previous_path, read_checkpoint
 from fgvclib.training.evaluation import predict, summarise
+from fgvclib.training.identity import differences, run_identity
 from fgvclib.training.loop import train
 from fgvclib.utils.files import atomic_path, locked, read_json, write_json
 from fgvclib.utils.parallel import create_accelerator, process_state
+from fgvclib.utils.provenance import code_state, describe_code, is_replaced, library_hash
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Run:
     def predictions(self) -> pd.DataFrame:
         """Table of `evaluation.predict` over the test split."""
         scores = pd.read_csv(self.folder / "predictions.csv")
-        return scores.assign(path=self.splits.test["path"])
+        return scores.merge(self.splits.test[["image_id", "path"]], on="image_id", how="left", validate="1:1")
 
     @cached_property
     def model(self) -> EndToEndModel:
@@ -87,20 +91,54 @@ def train_or_load(
 ) -> Run:
     """The finished run in `folder`, trained from where it stands if it is not finished.
 
-    Raises ValueError where the folder holds a run of another configuration or seed.
+    A finished one that other library code has made is loaded with a remark. Where `provenance.ask_for_fresh_runs` was
+    called after the folder's run was made, that one is moved aside. Raises ValueError where the folder holds the run of
+    another configuration, seed or number of processes, or of other data.
     """
     run = Run(Path(folder), config, seed, splits)
-    identity = {"config": training_values(config), "seed": seed}
+    identity = run_identity(config, splits, seed)
     done = run.folder / "metrics.json"
-    if not _agreed(done.exists()):
+    if not _agreed(done.exists() and not is_replaced(done)):
         with _training_lock(run.folder, announce):
+            _move_aside(run.folder)
             if not _agreed(done.exists()):
                 _train(run, announce)
                 _finish(run, identity)
-    stored = read_json(done)
-    if any(stored[key] != value for key, value in identity.items()):
-        raise ValueError(f"{run.folder} holds a run of another configuration or seed; move it away to train anew.")
+    _check(run.folder, read_json(done), identity, announce)
     return run
+
+
+def _check(folder: Path, stored: dict, identity: dict, announce: Callable[[str], None]) -> None:
+    """Raises ValueError for a finished run that is not the one of `identity`; announces what else one should know."""
+    processes = stored.get("world_size", 1)
+    if identity["world_size"] == 1:  # one process may read what several have trained
+        identity = identity | {"world_size": processes}
+    found = differences(stored, identity)
+    if found:
+        raise ValueError(f"{folder} holds another run ({', '.join(found)}); move it away, or train anew with --fresh.")
+    made_by = stored.get("provenance", {})
+    remarks = []
+    if made_by.get("library") != library_hash():
+        remarks.append(f"made by other library code ({describe_code(made_by)}; now {describe_code(code_state())})")
+    if "data" not in stored:
+        remarks.append("its data were not recorded, so they may be others")
+    if processes != process_state().num_processes:
+        remarks.append(f"trained by {processes} processes")
+    if remarks:
+        announce(f"{folder.name}: {', '.join(remarks)}. --fresh trains it anew.")
+
+
+def _move_aside(folder: Path) -> None:
+    """Move a run that is to be trained anew to `replaced`, beside its folder, under the time when it was made."""
+    newest = [path for path in (folder / "metrics.json", folder / "checkpoint.pt") if path.exists()]
+    if not process_state().is_main_process or not newest or not is_replaced(newest[0]):
+        return
+    made = datetime.fromtimestamp(newest[0].stat().st_mtime, UTC)
+    aside = folder.parent / "replaced" / f"{folder.name}-{made:%Y%m%d-%H%M%S}"
+    aside.mkdir(parents=True)
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")]  # not the lock, which is held
+    for path in sorted(files, key=lambda path: path not in newest):  # from the first on, the run is not done
+        path.rename(aside / path.name)
 
 
 def _agreed(flag: bool) -> bool:
@@ -164,7 +202,8 @@ def _finish(run: Run, identity: dict) -> None:
     predictions = _predict_test(run)
     if process_state().is_main_process:
         _write_csv(run.folder / "predictions.csv", predictions.drop(columns="path"))
-        write_json(run.folder / "metrics.json", identity | {"test": summarise(predictions)})
+        made_by = {"provenance": read_checkpoint(run.checkpoint).get("provenance", {})}
+        write_json(run.folder / "metrics.json", identity | made_by | {"test": summarise(predictions)})
         previous_path(run.checkpoint).unlink(missing_ok=True)
     process_state().wait_for_everyone()
 
@@ -185,15 +224,14 @@ def describe_epoch(record: dict, epochs: int) -> str:
 def _predict_test(run: Run) -> pd.DataFrame:
     """Table of `predict` over the test split, computed by all processes on their devices."""
     fixed = run.config.teacher_weights == "imagenet"
-    accelerator = create_accelerator()
+    accelerator = create_accelerator(run.config.precision)
     with accelerator.main_process_first():
         component = teacher_component(run.splits.train, run.config) if fixed else None
         maps = teacher_maps(run.splits.test, run.config, component) if fixed else None
     loader = accelerator.prepare(evaluation_loader(run.splits.test, run.config, maps))
     model = run.model.to(accelerator.device)
-    predictions = predict(
-        model, loader, run.splits.test, partial(target_box, config=run.config), accelerator.gather_for_metrics
-    )
+    box, gather = partial(target_box, config=run.config), accelerator.gather_for_metrics
+    predictions = predict(model, loader, run.splits.test, box, gather, run.config.precision)
     run.model.cpu()
     return predictions
 

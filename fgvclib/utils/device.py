@@ -1,6 +1,7 @@
-"""The GPU where there is one, for all that is no training: trainings get their device from accelerate."""
+"""The default device for everything but training, where accelerate chooses; the precision of a forward pass."""
 
 import torch
+from torch import Tensor, nn
 
 
 def default_device() -> torch.device:
@@ -8,9 +9,25 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def device_name() -> str:
-    """Name of the GPU, or the CPU with its number of threads."""
-    if torch.cuda.is_available():
+def device_name(device: torch.device | None = None) -> str:
+    """Name of the GPU, or the CPU with its number of threads; of the default device where none is given."""
+    if (device or default_device()).type == "cuda":
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a forward pass computes with `config.precision`, "fp32" or "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def forward(model: nn.Module, images: Tensor, precision: str) -> tuple:
+    """The named tuple that a model makes of images, computed with `precision` and given in fp32 at least."""
+    with autocast(precision, images.device):
+        output = model(images)
+    return type(output)(*(value if value is None else _at_least_fp32(value) for value in output))
+
+
+def _at_least_fp32(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))

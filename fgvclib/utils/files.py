@@ -1,5 +1,6 @@
 """Files that are either complete or absent, however a run ends, and that two processes do not write at once."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # of NFS, Lustre, FUSE
 
 
 @contextmanager
@@ -51,22 +54,32 @@ def lock_path(folder: Path, name: str) -> Path:
 def locked(path: Path | str, if_taken: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock file `path`. While another process holds it, call `if_taken`, which may raise, then wait.
 
-    The lock of a dead process is free, however it died.
+    The lock of a dead process is free, however it died. Raises OSError that says what to do where the folder cannot be
+    written to, or is on a file system without locks.
     """
     from filelock import FileLock, Timeout
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft one would outlive a process that is killed
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         if_taken()
         lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise OSError(_why_no_lock(path, error)) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _why_no_lock(path: Path, error: Exception) -> str:
+    missing = isinstance(error, NotImplementedError) or error.errno in NO_LOCKS
+    reason = "is on a file system without locks" if missing else "cannot be written to"
+    detail = getattr(error, "strerror", None) or error
+    return f"{path.parent} {reason} ({detail}); name a folder elsewhere by the environment variable FGVC_RESULTS."
 
 
 def write_json(path: Path | str, value: Any) -> None:

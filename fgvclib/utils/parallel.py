@@ -6,25 +6,55 @@ BatchNorm, whose statistics are taken over all processes on GPUs (torch has no s
 embedding loss, whose class centres see the features of all processes. With one process nothing here does anything.
 """
 
+import os
+import warnings
+
 import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast, parse_flag_from_env
 from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation of timm's combined layers
 from torch import nn
 
+RANKS, ADDRESS = ("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
+
 
 def process_state() -> PartialState:
     """This process among those of `accelerate launch`, which tells of CPUs in a variable that PartialState ignores."""
+    _forget_other_launchers()
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def create_accelerator(precision: str = "fp32") -> Accelerator:
-    """For one process or as many as `accelerate launch` started; its `--mixed_precision` holds unless this is bf16."""
-    # Which parameters learn depends on the epoch and the row of Table 2, and a stage may leave out the classifier.
-    mixed_precision = "bf16" if precision == "bf16" else None
-    return Accelerator(
-        mixed_precision=mixed_precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+def _forget_other_launchers() -> None:
+    """Take ranks out of the environment that are not those of a whole group, for which accelerate would look."""
+    ranks = [name for name in RANKS if name in os.environ]
+    if not ranks or all(name in os.environ for name in (*RANKS, *ADDRESS)):
+        return
+    missing = [name for name in (*RANKS, *ADDRESS) if name not in os.environ]
+    warnings.warn(
+        f"Ignored as left over from another launcher: {', '.join(ranks)} in the environment, without "
+        f"{', '.join(missing)}. `unset {' '.join(ranks)}` ends this warning.",
+        stacklevel=2,
     )
+    for name in ranks:
+        del os.environ[name]
+
+
+def create_accelerator(precision: str = "fp32") -> Accelerator:
+    """For one process or as many as `accelerate launch` started.
+
+    It computes in fp32 itself: accelerate keeps one precision for all trainings of a process, while here each has that
+    of its configuration (`device.forward`). Raises ValueError where `accelerate launch --mixed_precision` asks for
+    another one than the configuration.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        raise ValueError(
+            f"accelerate is asked for {asked} (--mixed_precision or ACCELERATE_MIXED_PRECISION), but the configuration "
+            f"says precision = {precision}; leave that option out, and choose fp32 or bf16 by --set precision=…."
+        )
+    # Which parameters learn depends on the epoch and the row of Table 2, and a stage may leave out the classifier.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(mixed_precision="no", kwargs_handlers=[parallel])
 
 
 def synchronise_batchnorm(model: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -12,17 +12,20 @@ import warnings
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fgvclib import __version__
 from fgvclib.config import PROJECT
 from fgvclib.utils.progress import HEADLESS
 
+if TYPE_CHECKING:
+    import torch
+
 FRESH = "FGVC_FRESH"  # environment variable: a run that was made before this time (seconds since 1970) is made anew
 PACKAGES = ("torch", "torchvision", "timm")
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: "torch.device | None" = None) -> dict[str, Any]:
     """{commit, dirty, library, versions, device, threads, command, date} of the present process."""
     import torch  # which `fgvc --help` need not wait for
 
@@ -32,7 +35,7 @@ def provenance() -> dict[str, Any]:
         **code_state(),
         "library": library_hash(),
         "versions": versions(PACKAGES),
-        "device": device_name(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -109,6 +112,6 @@ def ask_for_fresh_runs() -> None:
     os.environ[FRESH] = repr(time.time())
 
 
-def is_asked_for(path: Path) -> bool:
-    """Whether the run of which `path` is a file is older than what `ask_for_fresh_runs` allows."""
-    return path.exists() and path.stat().st_mtime < float(os.environ.get(FRESH, 0))
+def is_replaced(path: Path) -> bool:
+    """Whether a file of a run is older than `ask_for_fresh_runs` allows."""
+    return path.stat().st_mtime < float(os.environ.get(FRESH, 0))
