@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fgvclib.data.index import CROP
+from fgvclib.study.bounds import BOUNDS
 from fgvclib.study.table2 import table2
 from fgvclib.training import loop, runs
 from fgvclib.training.checkpoints import read_checkpoint
@@ -224,7 +225,7 @@ def test_run_of_other_data_is_refused(tiny, splits, copy, tmp_path, change, told
 
 
 def test_boxes_that_an_oracle_crops_to_belong_to_its_run(tiny, splits):
-    config, box = replace(tiny, fixed_box="oracle"), dict.fromkeys(CROP, 0.25)
+    config, box = replace(tiny, **BOUNDS["Oracle crop"]), dict.fromkeys(CROP, 0.25)
     before = data_checksums(replace(splits, train=splits.train.assign(**box)), config)
     after = data_checksums(replace(splits, train=splits.train.assign(**box | {CROP[0]: 0.2})), config)
     assert [part for part in before if before[part] != after[part]] == ["boxes"]
