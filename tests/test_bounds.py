@@ -150,6 +150,14 @@ def test_share_of_gain_is_measured_between_baseline_and_oracle(tiny):
     assert level["share_of_gain"].isna().all()
 
 
+def test_without_true_boxes_there_is_no_oracle_and_no_box_is_scored(tiny):
+    run = Run(Path("nowhere"), tiny, 0, Splits(*[pd.DataFrame()] * 3, class_names=[]))
+    run.__dict__["metrics"] = {"accuracy": 0.75}
+    table = bounds_table({"Baseline": [run], "End-to-end": [run]})
+    assert table["accuracy_mean"].tolist() == [75, 75]
+    assert table[["share_of_gain", "mean_iou", "box_acc_0.5", "top1_loc"]].isna().all(axis=None)
+
+
 # --- the teacher that does not change
 
 

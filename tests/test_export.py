@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fgvclib.apps import export
 from fgvclib.apps.export import INPUT, OUTPUTS, export_onnx
 from fgvclib.config import training_values
 from fgvclib.model.system import build_model
@@ -55,6 +56,16 @@ def test_onnx_runtime_agrees(exported, model, config, batch):
     assert wanted.theta.std(dim=0).max() > 0 or batch == 1
     for name in OUTPUTS:
         np.testing.assert_allclose(found[name], getattr(wanted, name).numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, written", [(None, "run/model.onnx"), ("onnx", "onnx/model.onnx"), ("a.onnx", "a.onnx")])
+def test_output_is_a_file_or_a_folder(config, model, tmp_path, monkeypatch, name, written):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "onnx").mkdir()
+    state = {"config": training_values(config), "model": model.state_dict(), "class_names": ["a", "b", "c"]}
+    save_checkpoint(tmp_path / "run" / "checkpoint.pt", state | {"history": []})
+    monkeypatch.setattr(export, "export_onnx", lambda model, path, size: path)
+    assert export.export_run(tmp_path / "run", name and tmp_path / name) == tmp_path / written
 
 
 def test_a_folder_without_run_is_refused_in_a_sentence(tmp_path, capsys):

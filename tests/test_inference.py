@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +157,46 @@ def test_second_run_replaces_its_drawings(photo, checkpoint, tmp_path):
         assert predict(photo, photo, "--checkpoint", checkpoint, "--output", tmp_path / "new" / "folder") == 0
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [f"{photo.name}.box.png"]
     assert [path.name for path in photo.parent.iterdir()] == [photo.name]
+
+
+def test_drawings_among_the_photos_are_passed_over(photo, checkpoint, capsys):
+    for _ in range(2):
+        assert predict(*sorted(photo.parent.iterdir()), "--checkpoint", checkpoint) == 0
+    assert [path.name for path in sorted(photo.parent.iterdir())] == [photo.name, f"{photo.name}.box.png"]
+    assert capsys.readouterr().out.count("Blue_Bird") == 2
+
+
+def test_name_that_is_not_utf8_costs_no_answer(photo, checkpoint, tmp_path, capsys):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xf6we.jpg"))
+    shutil.copy(photo, odd)
+    broken = odd.with_name(os.fsdecode(b"\xe4.jpg"))
+    broken.write_text("no photo")
+    tables = ["--csv", tmp_path / "table.csv", "--json", tmp_path / "table.json"]
+    assert predict(odd, broken, photo, "--checkpoint", checkpoint, *tables) == 1
+    out, err = capsys.readouterr()
+    assert out.count("Blue_Bird") == 2 and "M\\xf6we.jpg" in out and "\\xe4.jpg can" in err
+    names = [row["photo"] for row in json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))]
+    assert names == [str(tmp_path / "M\\xf6we.jpg"), str(photo)]
+    assert "M\\xf6we.jpg" in (tmp_path / "table.csv").read_text(encoding="utf-8")
+    assert odd.with_name(f"{odd.name}.box.png").exists()
+
+
+@pytest.mark.parametrize("option", ["--csv", "--json"])
+def test_folder_in_place_of_a_table_is_told_in_a_sentence(photo, checkpoint, tmp_path, option, capsys):
+    (tmp_path / "folder").mkdir()
+    assert predict(photo, "--checkpoint", checkpoint, option, tmp_path / "folder") == 1
+    assert capsys.readouterr().err == f"{tmp_path / 'folder'} is a folder; give the name of a file.\n"
+
+
+def test_reader_that_has_read_enough_is_no_error(tmp_path):
+    """`fgvc --help | head -1`, with the reader gone before the first line."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "fgvclib", "--help"]
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, text=True)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (1, "")
 
 
 def test_what_fails_gets_a_sentence_and_the_others_are_predicted(photo, checkpoint, tmp_path, capsys):

@@ -58,6 +58,8 @@ def show_attention(ax: Axes, attention: Tensor, title: str = "", boxes: Mapping[
 def draw_box(ax: Axes, box: Sequence[float], kind: str, width: float = 1, height: float = 1) -> None:
     """A box xyxy in [0, 1] on axes that span `width` x `height`."""
     x1, y1, x2, y2 = (float(value) for value in box)
+    if np.isnan(x1):  # a photo without a true box
+        return
     corner, size = (x1 * width, y1 * height), ((x2 - x1) * width, (y2 - y1) * height)
     ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=3.5, alpha=0.7, clip_on=False))
     ax.add_patch(Rectangle(corner, *size, fill=False, linewidth=2, clip_on=False, **BOX_STYLES[kind]))

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fgvclib.figures.style import MARKERS, SERIES
+from fgvclib.figures.training import remark_no_boxes
 
 
 def table2_figure(table: pd.DataFrame) -> Figure:
@@ -32,7 +33,6 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.5 * len(table) + 1.6), sharey=True)
     places = np.arange(len(table))[::-1]
     accuracy = table.set_index("row")["accuracy_mean"]
-    left.axvspan(accuracy["Baseline"], accuracy["Oracle crop"], color="#EEEEEE", label="from baseline to perfect box")
     left.errorbar(accuracy, places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=4, color=SERIES[0])
     for place, value, share in zip(places, accuracy, table["share_of_gain"], strict=True):
         if np.isfinite(share):
@@ -40,8 +40,13 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
     left.set(
         yticks=places, yticklabels=table["row"], xlabel="test accuracy [%] ± std. over seeds; small: share of the gain"
     )
+    left.set(ylim=(-0.6, len(table) - 0.3))
+    if "Oracle crop" not in accuracy:
+        remark_no_boxes(right)
+        return figure
     gain = accuracy["Oracle crop"] - accuracy["Baseline"]
-    left.set(title=f"From baseline to perfect box: {gain:+.1f} points", ylim=(-0.6, len(table) - 0.3))
+    left.axvspan(accuracy["Baseline"], accuracy["Oracle crop"], color="#EEEEEE", label="from baseline to perfect box")
+    left.set(title=f"From baseline to perfect box: {gain:+.1f} points")
     left.legend(loc="lower left", fontsize="small")
     right.barh(places, table["box_acc_0.5"], 0.5, color=SERIES[1])
     right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Boxes: longer is better", xlim=(0, 1))

@@ -113,6 +113,8 @@ def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: S
 
 def binned_accuracy(ax: Axes, correct: pd.DataFrame, by: pd.Series, bins: int = 6) -> None:
     """Accuracy of every column of `correct` (booleans) in bins of equally many photos by `by`, with standard errors."""
+    if by.isna().all():
+        return remark_no_boxes(ax)
     groups = pd.qcut(by, min(bins, by.nunique()), duplicates="drop")
     places = by.groupby(groups, observed=True).median()
     aside = 0.006 * (places.max() - places.min())  # so that error bars do not cover each other
@@ -124,8 +126,16 @@ def binned_accuracy(ax: Axes, correct: pd.DataFrame, by: pd.Series, bins: int = 
     ax.legend(fontsize="small")
 
 
+def remark_no_boxes(ax: Axes) -> None:
+    """In place of what true boxes are needed for."""
+    ax.text(0.5, 0.5, "not scored:\nthe photos have no true boxes", ha="center", va="center", transform=ax.transAxes)
+    ax.set_axis_off()
+
+
 def iou_histogram(ax: Axes, iou: Mapping[str, np.ndarray], title: str) -> None:
     """IoU of every photo for several localisers, as outlines that do not hide each other, with their means."""
+    if all(np.isnan(values).all() for values in iou.values()):
+        return remark_no_boxes(ax)
     for (name, values), style in zip(iou.items(), ["-", "--", ":"], strict=False):
         shares = np.full(len(values), 100 / len(values))
         look = {"histtype": "step", "linewidth": 2, "linestyle": style, "label": f"{name}: mean {np.mean(values):.2f}"}

@@ -6,6 +6,7 @@ import pandas as pd
 
 from fgvclib.config import PAPER
 from fgvclib.study.table2 import ROWS
+from fgvclib.training.evaluation import localisation_scores
 from fgvclib.training.runs import Run, list_seeds
 
 BASELINE, ORACLE = "Baseline", "Oracle crop"
@@ -29,11 +30,11 @@ def bounds_table(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     """Runs of every row, one per seed → accuracy in per cent, the share of the oracle's gain, and the boxes' scores.
 
     `share_of_gain` = (row - baseline) / (oracle - baseline), of accuracies averaged over the seeds. It needs the rows
-    "Baseline" and "Oracle crop"; a data set where the oracle gains nothing has none.
+    "Baseline" and "Oracle crop"; a data set without true boxes has no oracle, and one that gains nothing no shares.
     """
     table = pd.DataFrame([_row(name, seeds) for name, seeds in runs.items()])
     accuracy = table.set_index("row")["accuracy_mean"]
-    gain = accuracy[ORACLE] - accuracy[BASELINE]
+    gain = accuracy.get(ORACLE, float("nan")) - accuracy[BASELINE]
     share = (table["accuracy_mean"] - accuracy[BASELINE]) / gain if gain > 0 else float("nan")
     table.insert(4, "share_of_gain", share)
     return table
@@ -43,5 +44,6 @@ def _row(name: str, runs: Sequence[Run]) -> dict:
     scores = pd.DataFrame([run.metrics for run in runs])
     accuracy = 100 * scores.pop("accuracy")
     identity = {"row": name, "seeds": list_seeds(runs)}
-    boxes = scores.loc[:, ~scores.columns.str.startswith("teacher_")].mean()
+    names = localisation_scores(pd.Series(dtype=float), pd.Series(dtype=bool))
+    boxes = scores.reindex(columns=list(names)).mean()  # NaN without true boxes
     return identity | {"accuracy_mean": accuracy.mean(), "accuracy_std": accuracy.std()} | boxes.to_dict()
