@@ -206,14 +206,14 @@ def test_app_shows_the_explorer_without_code_and_it_works(app, page, tmp_path):
     assert "import Explorer" not in page.content()
 
 
-def test_stop_button_in_jupyterlab_stops_and_keeps_the_checkpoint(lab, page, checkout):
+def test_stop_of_jupyterlab_stops_and_keeps_the_checkpoint(lab, page, checkout):
     notebook = checkout / "notebooks" / "04_end_to_end.ipynb"
     text = notebook.read_text(encoding="utf-8")
     notebook.write_text(text.replace("overrides = {}", 'overrides = {\\"epochs\\": 500}'), encoding="utf-8")
     open_notebook(page, lab, notebook.name)
     run_all(page)
     page.locator("img.widget-image").wait_for()  # after the first epoch
-    page.get_by_role("button", name="Stop, keep the checkpoint").click()
+    page.locator('.jp-Toolbar-item[data-jp-item-name="interrupt"]:visible').click()
     wait_until(lambda: errors_of(page), "the cell ends")
     assert errors_of(page) == ["TrainingStopped"]
     (checkpoint,) = (checkout / "fgvc_results").glob("smoke-synthbirds-*/runs/End-to-end-seed0/checkpoint.pt")

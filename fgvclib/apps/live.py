@@ -1,14 +1,11 @@
-"""A training to watch: curves and crops that grow with every epoch, and a button that stops it (notebook 04).
+"""A training to watch: curves and crops that grow with every epoch (notebook 04).
 
-The training runs in the cell, so that the cells below wait for it. The button works meanwhile because JupyterLab sends
-what widgets say to a second thread of the kernel (a subshell; ipykernel 7.0 to 7.3, JupyterLab 4.4), and does what the
-kernel's own interrupt does: frontends without subshells have that one, ■ in the toolbar.
+The training runs in the cell, so that the cells below wait for it. The notebook's own stop, ■ in the toolbar,
+interrupts it; finished epochs are saved.
 """
 
-import _thread
 import math
 import os
-import threading
 import time
 from html import escape
 from types import TracebackType
@@ -38,7 +35,7 @@ class TrainingStopped(RuntimeError):
 def train(experiment: Experiment, row: str) -> Run:
     """`experiment.run(row)`, watched while it trains; a finished run is loaded, headless one line an epoch is printed.
 
-    Raises TrainingStopped where the button, or the kernel's interrupt, ends it.
+    Raises TrainingStopped where the kernel's interrupt ends it.
     """
     if HEADLESS in os.environ or experiment.has_run(row):
         return experiment.run(row)
@@ -58,29 +55,15 @@ class TrainingView:
         self.status = widgets.HTML()
         self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="1000px"))
         self.image.layout.display = "none"  # until there is something to see
-        self.button = widgets.Button(description="Stop, keep the checkpoint", icon="stop", layout={"width": "auto"})
-        self.button.on_click(lambda button: self.stop())
-        self.box = widgets.VBox([widgets.HBox([self.button, self.status]), self.image])
-        self._lock, self._training = threading.Lock(), False
+        self.box = widgets.VBox([self.status, self.image])
         self._drawn = -math.inf  # when the figure was drawn last
 
     def __enter__(self) -> "TrainingView":
-        self._training = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        with self._lock:
-            self._training = False
-        self.button.layout.display = "none"
         if isinstance(error, KeyboardInterrupt):
             raise TrainingStopped(self._farewell()) from None
-
-    def stop(self) -> None:
-        """Interrupt the training; called in another thread than it runs in. Too late, it does nothing."""
-        with self._lock:
-            if self._training:
-                self.button.disabled, self.button.description = True, "Stopping …"
-                _thread.interrupt_main()
 
     def update(self, line: str) -> None:
         """Show a line that `runs.train_or_load` announces, and what it has written so far."""
