@@ -1,6 +1,9 @@
 """The course: student notebooks made from the instructor's, checks that explain, and marking."""
 
+import io
+import json
 import re
+import sys
 from copy import deepcopy
 
 import nbformat
@@ -369,14 +372,54 @@ def _with_output(source, exercise, output):
     return source
 
 
-def test_what_is_no_exercise_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("path", INSTRUCTOR, ids=lambda path: path.stem)
+def test_a_notebook_of_another_editor_is_recognised(path, tmp_path):
+    """Colab and older editors drop or replace the cells' ids; a byte order mark and added cells are no obstacle."""
+    original = course.student_version(nbformat.read(path, 4))
+    submission = nbformat.read(path, 4)
+    submission.cells = [cell for cell in submission.cells if "instructor" not in cell.metadata.get("tags", [])]
+    answers = [cell.source for cell in submission.cells if "solution" in cell.metadata.get("tags", [])]
+    submission.cells[3:3] = [nbformat.v4.new_code_cell("mine = 1"), nbformat.v4.new_markdown_cell("A remark.")]
+    submission.nbformat_minor = 0
+    for cell in submission.cells:
+        del cell["id"]
+        cell.metadata = {"id": "of another editor"}
+    handed_in = tmp_path / "colab.ipynb"
+    handed_in.write_text(json.dumps(submission), encoding="utf-8-sig")
+    merged = course._with_original_checks(handed_in)
+    nbformat.validate(merged)
+    by_id = {cell.id: cell for cell in merged.cells}
+    assert set(by_id) > {cell.id for cell in original.cells}
+    filled = [by_id[cell.id].source for cell in original.cells if "exercise" in cell.metadata.get("tags", [])]
+    assert filled == answers
+    assert [cell.metadata.exercise for cell in merged.cells if "exercise" in cell.metadata] == EXERCISES[path.stem]
+    assert "mine = 1" in [cell.source for cell in merged.cells]
+
+
+def test_marking_goes_on_after_a_bad_file_and_prints_in_any_encoding(tmp_path, monkeypatch):
+    (tmp_path / "bad.ipynb").write_text("not a notebook")
+    verdicts = {1: {"passed": True, "message": "Right, θ."}, 2: {"passed": False, "message": "Not yet."}}
+
+    def graded(path):
+        return verdicts if path.endswith("ok.ipynb") else real(path)
+
+    real = course.grade
+    monkeypatch.setattr(course, "grade", graded)
+    written = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # as a file's on Windows
+    monkeypatch.setattr(sys, "stdout", written)
+    assert main(["grade", str(tmp_path / "bad.ipynb"), "missing.ipynb", "ok.ipynb"]) == 1
+    lines = written.buffer.getvalue().decode("utf-8").splitlines()
+    assert lines == ["ok.ipynb: 1 of 2 right", "  ✓ 1  Right, θ.", "  ✗ 2  Not yet."]
+
+
+def test_what_is_not_an_exercise_is_refused(tmp_path, capsys):
     path = tmp_path / "notes.ipynb"
     nbformat.write(notebook(("code", "1")), path)
-    assert main(["grade", str(path)]) == 2
+    assert main(["grade", str(path)]) == 1
     assert "has no exercise of this course" in capsys.readouterr().err
     for content in (b"no json", b"[]", b"{}", b"\xff\xd8 a photo"):
         path.write_bytes(content)
-        assert main(["grade", str(path)]) == 2
+        assert main(["grade", str(path)]) == 1
         error = capsys.readouterr().err
-        assert error.startswith(f"{path} is no notebook (") and error.count("\n") == 1
+        assert error.startswith(f"{path} is not a notebook (") and error.count("\n") == 1
     assert main(["grade", str(tmp_path / "missing.ipynb")]) == 1

@@ -19,6 +19,7 @@ import pytest
 from fgvclib import config
 from fgvclib.config import load_config, results_folder
 from fgvclib.study import aggregate
+from fgvclib.study.experiment import Experiment
 from fgvclib.tools import manifest, runner
 from fgvclib.tools.cli import main
 from fgvclib.utils.files import read_json
@@ -302,6 +303,27 @@ def test_own_kernel_wherever_it_is_called(notebooks, tmp_path, monkeypatch):
     assert counted(caller / "here" / "smoke-synthbirds") == [sys.executable, str(notebooks)]
 
 
+def test_settings_of_the_user_do_not_reach_the_kernel(notebooks, tmp_path, monkeypatch):
+    """IPython's startup files and profile, matplotlib's backend and settings, Python's startup file and encoding."""
+    startup = tmp_path / "ipython" / "profile_default" / "startup" / "00-mine.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("from numpy import *\nread = 'startup'")
+    (startup.parents[1] / "ipython_kernel_config.py").write_text("c.IPKernelApp.exec_lines = ['read = 1']")
+    (tmp_path / "python.py").write_text("read = 'PYTHONSTARTUP'")
+    (tmp_path / "matplotlibrc").write_text("backend: pdf\nfigure.dpi: 7")
+    for name, value in (
+        ("IPYTHONDIR", tmp_path / "ipython"), ("PYTHONSTARTUP", tmp_path / "python.py"), ("MPLBACKEND", "Agg"),
+        ("MATPLOTLIBRC", tmp_path), ("PYTHONIOENCODING", "ascii"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    check = "assert 'read' not in globals() and any.__module__ == 'builtins'"
+    figure = "import matplotlib.pyplot as plt\nassert plt.rcParams['figure.dpi'] != 7\nplt.plot([1, 2]);"
+    write(notebooks, "03_tiny", check, "print('✓ θ')", figure)
+    copy = runner.run_notebook("03", *SMOKE)
+    assert [output for cell in nbformat.read(copy, 4).cells for output in cell.get("outputs", []) if "image/png" in
+            output.get("data", {})]  # fmt: skip
+
+
 def test_one_runner_per_notebook(notebooks, capsys):
     """The lock holds between processes, and dies with its holder; another notebook of the folder is free."""
     write(notebooks, "03_tiny", count("'third'"))
@@ -438,6 +460,30 @@ def test_all_in_order_then_the_tables(notebooks, capfd):
     assert main(["tables", "--profile", "smoke", "--set", "learning_rate=1e-2"]) == 0
     assert "– | 0.900" in capfd.readouterr().out
     assert main(["run", "all", "--profile", "smoke", "-p", "row", "1"]) == 2
+
+
+# Parameters as plain papermill hands them over
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [(0, [0]), ("0", [0]), ("[0]", [0]), ("0,1,2", [0, 1, 2]), ("[3, 1]", [3, 1]), ([5], [5]), ((1, 2), [1, 2])],
+)
+def test_seeds_as_a_list_a_number_or_text(given, read):
+    assert Experiment("smoke", "synthbirds", given).seeds == read
+
+
+@pytest.mark.parametrize("given", ["a", "", "[]", [], [0, 0], 0.5, "0.5", [True], {"seed": 1}, "[[0]]"])
+def test_seeds_that_are_none_are_refused(given):
+    with pytest.raises(ValueError, match=r"^seeds are .*; one or more different whole numbers are needed\.$"):
+        Experiment("smoke", "synthbirds", given)
+
+
+def test_overrides_as_text():
+    assert Experiment("smoke", "synthbirds", overrides="{epochs: 7, num_classes: null}").config.epochs == 7
+    assert Experiment("smoke", "synthbirds", overrides="{'num_classes': None}").config.num_classes is None
+    with pytest.raises(ValueError, match="^overrides are 3; write them as"):
+        Experiment("smoke", "synthbirds", overrides="3")
 
 
 # Commands

@@ -17,16 +17,34 @@ from fgvclib.study.table2 import ROWS
 from fgvclib.training.runs import Run, train_or_load
 from fgvclib.utils.device import device_name
 from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
+from fgvclib.utils.literal import literal
 
 SETTING_2 = "setting 2"
 
 
-class Experiment:
-    """One profile on one data set. Raises ValueError for names and values that do not exist."""
+def read_seeds(seeds: Sequence[int] | int | str) -> list[int]:
+    """Different whole numbers: a list, one of them, or their text, such as "0,1,2". Raises ValueError."""
+    value = literal(seeds) if isinstance(seeds, str) else seeds
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    if not numbers or any(type(number) is not int for number in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds are {seeds!r}; one or more different whole numbers are needed.")
+    return numbers
 
-    def __init__(self, profile: str, dataset: str, seeds: Sequence[int] = (0,), overrides: dict | None = None):
+
+class Experiment:
+    """One profile on one data set. Raises ValueError for names and values that do not exist.
+
+    Seeds may be one number; seeds and overrides may be text, as papermill's `-p` knows neither lists nor dictionaries.
+    """
+
+    def __init__(
+        self, profile: str, dataset: str, seeds: Sequence[int] | int | str = (0,), overrides: dict | str | None = None
+    ):
+        overrides = literal(overrides) if isinstance(overrides, str) else overrides
+        if not isinstance(overrides, dict | None):
+            raise ValueError(f"overrides are {overrides!r}; write them as {{'learning_rate': 0.005}}.")
         self.config = load_config(profile, dataset, **(overrides or {}))
-        self.seeds = [int(seed) for seed in seeds]
+        self.seeds = read_seeds(seeds)
         self.folder = results_folder(self.config)
 
     def __str__(self) -> str:

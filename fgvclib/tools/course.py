@@ -2,10 +2,13 @@
 
 An exercise is written once, in `notebooks/exercises/instructor/`. In a cell tagged `solution`, what stands between
 `BEGIN SOLUTION` and `END SOLUTION` becomes a blank for students; a line with `HINT` says how to fill it. Cells tagged
-`instructor` are left out. Everything else is the same, cell ids included, by which a handed-in notebook is recognised.
+`instructor` are left out. Everything else is the same, cell ids included, by which a handed-in notebook is recognised;
+where an editor dropped them, its text serves.
 """
 
+import difflib
 import re
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -100,7 +103,7 @@ def grade(path: Path | str) -> dict[int, dict]:
     """Execute a handed-in notebook → exercise number → {"passed": bool, "message": str}.
 
     The student's answers and added cells count; the other cells are the instructor's, so that an edited check has no
-    effect. Raises ValueError where the file is no notebook of this course. It executes what students wrote: use an
+    effect. Raises ValueError where the file is not a notebook of this course. It executes what students wrote: use an
     account or a container that can be lost.
     """
     path = Path(path)
@@ -124,17 +127,43 @@ def _verdict(outputs: list[NotebookNode]) -> dict:
 
 def _with_original_checks(path: Path) -> NotebookNode:
     try:
-        submission = nbformat.read(path, 4)
+        submission = nbformat.reads(path.read_text(encoding="utf-8-sig"), 4)  # some editors write a byte order mark
     except OSError:
         raise
-    except Exception as error:  # nbformat raises many kinds for what is no notebook
-        raise ValueError(f"{path} is no notebook ({' '.join(str(error).split())}).") from error
-    given = {cell.get("id"): cell for cell in submission.cells}
+    except Exception as error:  # nbformat raises many kinds for what is not a notebook
+        raise ValueError(f"{path} is not a notebook ({' '.join(str(error).split())}).") from error
     for source in sorted(INSTRUCTOR.glob("*.ipynb")):
         original = student_version(nbformat.read(source, 4))
-        if given.keys() & {cell.id for cell in original.cells if "exercise" in _tags(cell)}:
+        _restore_ids(submission, original)
+        given = {cell.get("id") for cell in submission.cells}
+        if given & {cell.id for cell in original.cells if "exercise" in _tags(cell)}:
             return _merged(submission, original)
     raise ValueError(f"{path} has no exercise of this course; hand in a copy of a notebook in {STUDENT}.")
+
+
+def _restore_ids(submission: NotebookNode, original: NotebookNode) -> None:
+    """Give the cells of a submission without the original's ids those ids, where it has the original's checks.
+
+    Other editors drop ids. Cells that were not changed are found by their text; between them, an exercise is the cell
+    of its kind that resembles it most.
+    """
+    known = {cell.id for cell in original.cells}
+    texts = {cell.source for cell in submission.cells}
+    checks = [cell for cell in original.cells if "exercise" in cell.metadata]
+    if known & {cell.get("id") for cell in submission.cells} or not any(cell.source in texts for cell in checks):
+        return
+    before, after = [cell.source for cell in original.cells], [cell.source for cell in submission.cells]
+    matched = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    for kind, first, last, start, end in matched:
+        free = submission.cells[start:end]
+        for cell in original.cells[first:last]:
+            alike = [other for other in free if other.cell_type == cell.cell_type]
+            if kind == "equal":
+                alike = alike[:1]
+            if alike:
+                best = max(alike, key=lambda other: difflib.SequenceMatcher(None, cell.source, other.source).ratio())
+                best.id = cell.id
+                free.remove(best)
 
 
 def _merged(submission: NotebookNode, original: NotebookNode) -> NotebookNode:
@@ -153,6 +182,7 @@ def _trusted(cell: NotebookNode, original: NotebookNode | None) -> NotebookNode:
         return original
     clean = deepcopy(cell)
     clean.metadata = NotebookNode()
+    clean.setdefault("id", secrets.token_hex(4))
     if clean.cell_type == "code":
         clean.outputs, clean.execution_count = [], None
     return clean
