@@ -14,6 +14,7 @@ from fgvclib.data.fixed_boxes import with_fixed_boxes
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.loaders import PhotoDataset, colour_transform, evaluation_loader, training_loader
 from fgvclib.data.splits import Splits, load_splits, read_dataset
+from fgvclib.model.geometry import attention_to_box
 from fgvclib.model.system import build_model
 from fgvclib.study.bounds import BOUNDS, bounds_table
 from fgvclib.study.experiment import Experiment
@@ -95,7 +96,7 @@ def test_teachers_box_is_scored_in_the_whole_photo(tiny, splits, live):
     maps[:, :, 1:3, 0:2] = 1  # rows 1 and 2, columns 0 and 1 of 4: the box 0, 0.25, 0.5, 0.75
     model.teacher_map = lambda images: maps[: len(images)]
     loader = evaluation_loader(photos, tiny, None if live else maps)
-    found = predict(model, loader, photos, 0.5)[[f"teacher_{corner}" for corner in BOX]].to_numpy()
+    found = predict(model, loader, photos, attention_to_box)[[f"teacher_{corner}" for corner in BOX]].to_numpy()
     for row, (x1, y1, x2, y2) in zip(found, photos[BOX].to_numpy(), strict=True):
         width, height = x2 - x1, y2 - y1
         inside = [x1, y1 + height / 4, x1 + width / 2, y1 + 3 * height / 4]

@@ -14,7 +14,8 @@ BASELINE, ORACLE = "Baseline", "Oracle crop"
 # The paper's values of all that makes the objective and the teacher. From the profile come data, networks, sizes and
 # schedule, and what small networks need to train at all: `attnet_standardise` and `theta_gradient_limit`.
 PAPERS_KEYS = (
-    *("teacher_weights", "teacher_layer", "teacher_mean", "threshold", "sharpness", "attnet_stride", "crop_margin"),
+    *("teacher_weights", "teacher_layer", "teacher_mean", "threshold", "sharpness", "crop_margin"),
+    *("box_component", "box_upsample", "attnet_stride", "attnet_size"),
     *("lambda_emb", "lambda_att", "lambda_aff", "beta_att", "beta_aff", "localisation_epochs", "warmup_epochs"),
 )
 
