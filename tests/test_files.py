@@ -1,8 +1,13 @@
 """Files that two processes write at once are one or the other, never a mixture; folders appear once."""
 
+import errno
+import os
+import tempfile
+
+import filelock._unix
 import pytest
 
-from fgvclib.utils.files import atomic_path, move_into_place
+from fgvclib.utils.files import atomic_path, keep_socket_names_short, locked, move_into_place
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -40,3 +45,36 @@ def test_folder_of_a_faster_run_stays_if_it_is_complete(tmp_path):
     with pytest.raises(OSError):
         move_into_place(made, there, lambda: False)
     assert (there / "file").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock._unix, "lock_fd_nonblocking", refuse)
+    with (
+        pytest.raises(OSError, match=rf"{tmp_path} is on a file system without locks \(.+\); name a .* FGVC_RESULTS"),
+        locked(tmp_path / "lock"),
+    ):
+        pytest.fail("was taken")
+
+
+def test_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with (
+        pytest.raises(OSError, match=rf"{tmp_path} cannot be written to \(Read-only file system\); name a folder"),
+        locked(tmp_path / "lock"),
+    ):
+        pytest.fail("was taken")
+
+
+@pytest.mark.parametrize("length, expected", [(30, None), (120, "/tmp")])
+def test_workers_leave_a_temporary_folder_whose_name_is_too_long(monkeypatch, length, expected):
+    folder = "/" + "x" * (length - 1)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    keep_socket_names_short(0)
+    assert tempfile.tempdir == (expected or folder)

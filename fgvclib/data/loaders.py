@@ -21,6 +21,7 @@ from fgvclib.data.index import CROP
 from fgvclib.data.splits import Splits, dataset_checksum, load_splits, prepare_dataset
 from fgvclib.data.augment import colour_transform, geometric_augmentation
 from fgvclib.data.pixels import load_pixels
+from fgvclib.utils.files import keep_socket_names_short
 
 
 class PhotoDataset(Dataset):
@@ -104,6 +105,7 @@ def _loader(dataset: Dataset, config: Config, **options) -> DataLoader:
         config.batch_size,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
+        worker_init_fn=keep_socket_names_short,
         pin_memory=torch.cuda.is_available(),
         **options,
     )

@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+LONGEST_SOCKET_NAME, SOCKET_NAME_ENDS = 103, 40  # bytes that macOS allows (Linux: 107), and what Python appends
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # of NFS, Lustre, FUSE
 
 
@@ -73,6 +75,15 @@ def locked(path: Path | str, if_taken: Callable[[], None] = lambda: None) -> Ite
         yield
     finally:
         lock.release()
+
+
+def keep_socket_names_short(worker: int) -> None:
+    """Let a worker process put its sockets into /tmp where those in TMPDIR would have names too long for the system.
+
+    For `worker_init_fn` of a DataLoader, whose main process would wait for ever.
+    """
+    if len(tempfile.gettempdir()) > LONGEST_SOCKET_NAME - SOCKET_NAME_ENDS:
+        tempfile.tempdir = "/tmp"
 
 
 def _why_no_lock(path: Path, error: Exception) -> str:
