@@ -43,7 +43,9 @@ from fgvclib.figures.style import (
 from fgvclib.figures.tables import (
     bounds_figure,
     competitors_figure,
+    cosine_strip,
     growth_figure,
+    senders_figure,
     sharpness_figure,
     table1_errors,
     table2_figure,
@@ -99,6 +101,8 @@ __all__ = [
     "training_figure",
     "bounds_figure",
     "competitors_figure",
+    "cosine_strip",
+    "senders_figure",
     "growth_figure",
     "sharpness_figure",
     "table1_errors",

@@ -12,19 +12,64 @@ from fgvclib.figures.style import MARKERS, SERIES
 from fgvclib.figures.training import remark_no_boxes
 
 
-def table2_figure(table: pd.DataFrame) -> Figure:
-    """Table 2 at a glance: accuracy of every row with its spread over seeds, and the boxes' quality beside it."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.55 * len(table) + 1.6), sharey=True)
-    places = np.arange(len(table))[::-1]
-    left.errorbar(table["accuracy_mean"], places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=4)
+def table2_figure(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
+    """Table 2 at a glance: every seed's accuracy and the paper's; beside it the boxes, where they are scored.
+
+    accuracy: per cent, a row per seed and a column per row of the table.
+    """
+    boxed = table["box_acc_0.5"].notna().any()
+    size = (11 if boxed else 7.5, 0.5 * len(table) + 1.6)
+    figure, axes = plt.subplots(1, 1 + boxed, figsize=size, sharey=True, squeeze=False)
+    left, places = axes[0, 0], np.arange(len(table))[::-1]
+    for place, row in zip(places, table["description"], strict=True):
+        look = {"color": SERIES[0], "linestyle": "none"}
+        left.plot(accuracy[row], np.full(len(accuracy), place), "o", markersize=6, alpha=0.7, label="a seed", **look)
+        left.plot(accuracy[row].mean(), place, "|", markersize=20, markeredgewidth=2.5, label="mean", **look)
+    look = {"color": SERIES[1], "linestyle": "none", "markersize": 6}
+    left.plot(table["paper_accuracy"], places, "D", fillstyle="none", label="paper (other photos)", **look)
     left.axvline(table["accuracy_mean"].iloc[0], color="black", linewidth=1, linestyle=":")
-    left.set(yticks=places, yticklabels=table["description"], xlabel="test accuracy [%], dotted: first row")
-    left.set(title="Right is better; bars: standard deviation over seeds", ylim=(-0.6, len(table) - 0.4))
-    right.barh(places + 0.18, table["box_acc_0.5"], 0.34, label="crop", color=SERIES[1])
-    look = {"label": "teacher's own box", "color": SERIES[5], "hatch": "//"}
-    right.barh(places - 0.18, table["teacher_box_acc_0.5"], 0.34, **look)
-    right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Whose boxes fit more often?", xlim=(0, 1))
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    left.set(yticks=places, yticklabels=table["description"], xlabel="test accuracy, %; dotted: mean of the first row")
+    left.set(ylim=(-0.6, len(table) - 0.4), title=f"Accuracy, {len(accuracy)} seed{'s' * (len(accuracy) > 1)}")
+    handles, names = left.get_legend_handles_labels()
+    if boxed:
+        right = axes[0, 1]
+        right.plot(table["box_acc_0.5"], places, "o", color=SERIES[1], linestyle="none", label="crop")
+        right.plot(table["teacher_box_acc_0.5"], places, "X", color=SERIES[2], linestyle="none", label="teacher's box")
+        right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Boxes: right is better", xlim=(-0.02, 1))
+        handles, names = handles[:2] + handles[-1:] + right.get_legend_handles_labels()[0], names[:2] + names[-1:]
+        names += right.get_legend_handles_labels()[1]
+    figure.legend(handles, names, loc="outside lower center", ncols=5)
+    return figure
+
+
+def senders_figure(into_map: pd.DataFrame, into_box: pd.DataFrame) -> Figure:
+    """Gradient norms by row (index) and sender (columns) as stacked bars: into the map A, and into theta."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(into_map) + 1.6), sharey=True)
+    looks = {name: (SERIES[i], hatch) for i, (name, hatch) in enumerate(zip(into_map, ["", "//", ".."], strict=False))}
+    for ax, sizes, title in zip(axes, (into_map, into_box), ("the map $A$", r"the box $\theta$"), strict=True):
+        start = np.zeros(len(sizes))
+        for name, values in sizes.items():
+            colour, hatch = looks[name]
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "label": f"from {name}"}
+            ax.barh(sizes.index, values, 0.6, left=start, **look)
+            start = start + values.to_numpy()
+        loudest = sizes.iloc[-1].idxmax()
+        ax.set(title=f"Into {title}: the loudest of {sizes.index[-1]!r} is {loudest}", xlabel="L2 norms, stacked")
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(looks))
+    return figure
+
+
+def cosine_strip(cosine: np.ndarray) -> Figure:
+    """One dot per photo between -1 and 1, scattered upwards so that dots do not hide each other, and their mean."""
+    figure, ax = plt.subplots(figsize=(9, 2.2))
+    heights = np.random.default_rng(0).uniform(-1, 1, len(cosine))
+    ax.plot(cosine, heights, "o", color=SERIES[0], markersize=5, alpha=0.45, linestyle="none")
+    ax.axvline(0, color="black", linewidth=1, linestyle="-")
+    ax.axvline(cosine.mean(), color=SERIES[1], linestyle="--", label=f"mean {cosine.mean():+.2f}")
+    ax.set(xlim=(-1.03, 1.03), ylim=(-1.5, 1.5), yticks=[], xlabel="cosine of the two gradients into $\\theta$")
+    ax.set_title(f"They pull to the same side in {(cosine > 0).sum()} of {len(cosine)} photos")
+    ax.legend(loc="upper left", fontsize="small")
     return figure
 
 
