@@ -28,7 +28,7 @@ from fgvclib.training.evaluation import named_box, predict, summarise
 from fgvclib.training.identity import run_identity
 from fgvclib.utils.device import autocast, forward
 from fgvclib.utils.parallel import create_accelerator, share_buffers, synchronise_batchnorm
-from fgvclib.utils.progress import progress
+from fgvclib.utils.progress import photo_progress, progress
 from fgvclib.utils.provenance import describe_code, library_hash, provenance
 
 LOCALISATION_ALONE_RATE = 0.002  # of Adam
@@ -115,8 +115,9 @@ def train_localisation(
     schedule = CosineAnnealingLR(optimiser, config.localisation_epochs * len(loader))
     device = next(model.parameters()).device
     model.train()
-    for sampler.epoch in progress(range(config.localisation_epochs), "AttNet and AffNet alone"):
-        for batch in loader:
+    for sampler.epoch in range(config.localisation_epochs):
+        title = f"AttNet and AffNet alone, epoch {sampler.epoch + 1}/{config.localisation_epochs}"
+        for batch in photo_progress(loader, title, len(sampler), lambda batch: len(batch["label"])):
             attention, theta = model.localisation(batch["image"].to(device))
             terms = criterion.local_terms(attention, theta, batch["teacher_map"].to(device))
             check_finite(terms)
