@@ -48,7 +48,6 @@ def tiny():
         embedding_dim=16,
         batch_size=4,
         epochs=2,
-        warmup_epochs=0,
         learning_rate=0.003,
     )
 
