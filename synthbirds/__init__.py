@@ -8,7 +8,8 @@ bird large enough to tell them apart; neither the background nor the overall col
 are listed genus by genus: the first N hold sisters for every N above one.
 
 Where to find what: `species` lists the species and their marks; `bird` and `landscape` paint with the tools of
-`canvas`; `scene` stacks what they paint to a picture; `dataset` writes pictures and tables.
+`canvas`; `scene` stacks what they paint to a picture; `plate` shows
+every species; `dataset` writes pictures and tables.
 """
 
 from synthbirds.bird import paint_bird

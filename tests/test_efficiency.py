@@ -153,3 +153,15 @@ def test_given_map_and_bf16_steps_run_on_a_gpu(tiny):
     for precision in ("fp32", "bf16"):
         assert torch.isfinite(efficiency.TrainingStep(replace(tiny, precision=precision), "live").loss())
         assert efficiency.training_memory(tiny, precision)["counted"] == 0
+
+
+def test_operations_are_those_of_the_convolutions_by_hand(tiny):
+    counts = efficiency.operations(tiny)
+    n, hidden = tiny.map_size, 128
+    assert counts["AffNet"] == 2 * 2 * (n * hidden + hidden * 2)  # two axes, two operations for each weight
+    assert counts["classifier"] > counts["AttNet"] > counts["AffNet"]
+
+
+def test_operations_at_the_papers_sizes_are_those_of_a_resnet101():
+    counts = efficiency.operations(load_config("paper"))
+    assert counts["classifier"] / 1e9 == pytest.approx(2 * 7.80 * 4, rel=0.02)  # 7.8 GMAC at 224 px, times (448/224)²

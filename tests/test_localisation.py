@@ -1,11 +1,17 @@
 """The localisation table: its scores by hand, over seeds, and the published ones beside them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
-from fgvclib.study.localisation import SCORES, localisation_table
+from fgvclib.data.loaders import evaluation_loader
+from fgvclib.data.splits import load_splits
+from fgvclib.data.teacher_maps import teacher_maps
+from fgvclib.model.system import build_model
+from fgvclib.study.localisation import SCORES, attention_maps, localisation_table
 from fgvclib.study.paper import published_localisation
 
 # Two photos; the boxes' IoUs with the whole image are their areas, 0.36 and 0.49; with the centre box 0.36/0.49 and 1.
@@ -69,3 +75,22 @@ def test_a_data_set_without_true_boxes_is_not_scored_and_the_table_says_so():
     ours = table[table["seeds"].notna()]
     assert ours[SCORES].isna().all(axis=None) and len(ours) == 4
     assert set(ours["source"]) == {"not measured: synthbirds has no true boxes"}
+
+
+def test_the_map_shown_is_the_one_that_was_trained_on(tiny, data_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("FGVC_DATA", str(data_folder))
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
+    photos = load_splits(tiny).test
+    rows = [len(photos) - 1, 0]
+    images = next(iter(evaluation_loader(photos.iloc[rows], tiny)))["image"]
+    fixed = replace(tiny, teacher_weights="imagenet", teacher_size=96)  # larger than image_size: another map
+    model = build_model(fixed, 3).eval()
+    attention, shown = attention_maps(model, photos.iloc[rows], fixed, photos)
+    torch.testing.assert_close(attention, model.attnet(images))
+    torch.testing.assert_close(shown, teacher_maps(photos, fixed)[rows])
+    assert not torch.allclose(shown, model.teacher_map(images), atol=1e-3)
+    live = build_model(tiny, 3).eval()
+    torch.testing.assert_close(attention_maps(live, photos.iloc[rows], tiny)[1], live.teacher_map(images))
+    assert len(attention_maps(live, photos, tiny)[1]) == len(photos)
+    live.localise = False
+    assert attention_maps(live, photos.iloc[rows], tiny)[0] is None

@@ -27,6 +27,7 @@ from fgvclib.data.augment import to_input
 from fgvclib.data.index import BOX
 from fgvclib.data.loaders import evaluation_loader
 from fgvclib.data.photos import open_photo
+from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.figures import BOX_STYLES, photo_batch, shorten, to_picture
 from fgvclib.model.affnet import AttentionPreprocessor
 from fgvclib.model.geometry import (
@@ -67,6 +68,7 @@ class Photo:
     name: str
     answer: str | None = None  # the right class
     true_box: tuple[float, ...] | None = None  # xyxy in [0, 1]
+    teacher_map: Tensor | None = None  # M (1, 1, n, n) of a teacher that never changes, where it is known
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,15 @@ class Answer:
 
 
 @torch.inference_mode()
-def look(model: EndToEndModel, image: Tensor) -> Seen:
-    """X (1, 3, S, S) → what the networks see before any threshold; the baseline has no map A."""
+def look(model: EndToEndModel, image: Tensor, teacher_map: Tensor | None = None) -> Seen:
+    """X (1, 3, S, S) → what the networks see before any threshold; the baseline has no map A.
+
+    `teacher_map` is M where it is known; otherwise the teacher looks at X.
+    """
     maps = {ATTNET: model.attnet(image)} if model.localise else {}
     view = crop(image, image.new_tensor([IDENTITY_THETA]), model.crop_size)
-    return Seen(maps | {TEACHER: model.teacher_map(image)}, view, model.classifier(view)[0].softmax(dim=1))
+    teacher_map = model.teacher_map(image) if teacher_map is None else teacher_map
+    return Seen(maps | {TEACHER: teacher_map}, view, model.classifier(view)[0].softmax(dim=1))
 
 
 @torch.inference_mode()
@@ -154,7 +160,11 @@ class Explorer:
         row = self.experiment.splits.test.iloc[number]
         image = photo_batch(self.experiment.splits.test.iloc[[number]], self.config)
         true_box = tuple(row[BOX]) if row[BOX].notna().all() else None  # not every photo has one
-        return Photo(image, f"test photo {number}", self.classes[row["label"]], true_box)
+        teacher_map, splits = None, self.experiment.splits
+        if self.config.teacher_weights == "imagenet":  # then show the M that was trained on
+            component = teacher_component(splits.train, self.config)
+            teacher_map = teacher_maps(splits.test.iloc[[number]], self.config, component)
+        return Photo(image, f"test photo {number}", self.classes[row["label"]], true_box, teacher_map)
 
     def uploaded_photo(self, content: bytes, name: str) -> Photo:
         """A file that somebody uploaded. Raises OSError where it is no photo."""
@@ -198,7 +208,7 @@ class Explorer:
 
     def _look(self, row: str, photo: Photo) -> Seen:
         if self._seen is None or self._seen[0] != row or self._seen[1] is not photo:
-            self._seen = (row, photo, look(self.model(row), photo.image))
+            self._seen = (row, photo, look(self.model(row), photo.image, photo.teacher_map))
         return self._seen[2]
 
     def _panels(self, photo: Photo, seen: Seen, source: str, result: Answer, tau: float, k: float) -> list[Panel]:

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
@@ -20,6 +21,7 @@ from fgvclib.figures.style import (
     ATTENTION_MAP,
     BOX_NAMES,
     BOX_STYLES,
+    MASK_MAP,
     SERIES,
     _finish_image,
     _label_rows,
@@ -29,6 +31,18 @@ from fgvclib.figures.style import (
 from fgvclib.model.backbones import normalisation
 from fgvclib.model.geometry import box_to_theta, crop
 
+_PHOTOS = {"allowed": True}
+
+
+def may_show(dataset: str, show_photos: bool) -> bool:
+    """Say whether figures draw the photos of a data set, or a blank panel in their place; → whether they do.
+
+    The drawn birds of SynthBirds are always shown. Photos of others may carry their photographer's rights: a notebook
+    that is published with its outputs is run with `show_photos` False. Boxes and attention maps are drawn either way.
+    """
+    _PHOTOS["allowed"] = show_photos or dataset == "synthbirds"
+    return _PHOTOS["allowed"]
+
 
 def to_picture(images: Tensor, config: Config) -> np.ndarray:
     """Normalised images (..., 3, H, W) → arrays (..., H, W, 3) in [0, 1] that `imshow` takes."""
@@ -37,9 +51,10 @@ def to_picture(images: Tensor, config: Config) -> np.ndarray:
 
 
 def show_image(ax: Axes, picture: np.ndarray, title: str = "", boxes: Mapping[str, Sequence[float]] | None = None):
-    """A picture (H, W, 3) with boxes xyxy in [0, 1], by kind: "true", "predicted" or "target"."""
+    """A picture (H, W, 3) with boxes xyxy in [0, 1], by kind: "true", "predicted" or "target"; see `may_show`."""
     height, width = picture.shape[:2]
-    ax.imshow(picture, extent=(0, width, height, 0))
+    shown = picture if _PHOTOS["allowed"] else np.full((1, 1, 3), 0.9)
+    ax.imshow(shown, extent=(0, width, height, 0))
     for kind, box in (boxes or {}).items():
         draw_box(ax, box, kind, width, height)
     _finish_image(ax, title)
@@ -56,13 +71,16 @@ def show_attention(ax: Axes, attention: Tensor, title: str = "", boxes: Mapping[
 
 
 def draw_box(ax: Axes, box: Sequence[float], kind: str, width: float = 1, height: float = 1) -> None:
-    """A box xyxy in [0, 1] on axes that span `width` x `height`."""
+    """A box xyxy in [0, 1] on axes that span `width` x `height`; the line is thinner in a small panel."""
+    line = float(np.clip(1.2 * ax.get_window_extent().width / ax.figure.dpi, 0.8, 2))
     x1, y1, x2, y2 = (float(value) for value in box)
     if np.isnan(x1):  # a photo without a true box
         return
     corner, size = (x1 * width, y1 * height), ((x2 - x1) * width, (y2 - y1) * height)
-    ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=3.5, alpha=0.7, clip_on=False))
-    ax.add_patch(Rectangle(corner, *size, fill=False, linewidth=2, clip_on=False, **BOX_STYLES[kind]))
+    ax.add_patch(
+        Rectangle(corner, *size, fill=False, edgecolor="white", linewidth=1.8 * line, alpha=0.7, clip_on=False)
+    )
+    ax.add_patch(Rectangle(corner, *size, fill=False, linewidth=line, clip_on=False, **BOX_STYLES[kind]))
 
 
 def box_legend(figure: Figure, kinds: Sequence[str], labels: Mapping[str, str] | None = None) -> None:
@@ -87,69 +105,82 @@ def system_figure(
     captions: Mapping[str, str],
     answer: str | None = None,
 ) -> Figure:
-    """Figures 1 and 2 of the paper in one row, from the tensors of one photo.
+    """Figures 1 and 2 of the paper in two rows of four panels, from the tensors of one photo.
 
-    images: "image", "small" and "crop", arrays (H, W, 3); maps: "attention" and "mask", (n, n); `probabilities` of the
-    classes by name, of which the five largest are shown and `answer` is marked; `captions` by the names of the panels
-    ("image", "small", "attention", "mask", "box", "crop", "prediction") stand below them.
+    images: "image", "small" and "crop", arrays (H, W, 3); maps: "attention", "mask" and "teacher", (n, n);
+    `probabilities` of the classes by name, of which the five largest are shown and `answer` is marked; `captions` by
+    the names of the panels ("image", "small", "attention", "mask", "box", "crop", "prediction", "teacher") stand below
+    them. Dashed: the teacher, which is there in training alone.
     """
-    titles = {
-        "image": "image $X$",
-        "small": "what AttNet sees",
-        "attention": "attention map $A$",
-        "mask": "mask and its maxima",
-        "box": r"box from $\theta$",
-        "crop": "crop",
-        "prediction": "prediction",
-    }
-    side, gap, bottom, height = 1.85, 0.55, 0.75, 3.35
-    width = len(titles) * (side + gap) + 0.45
-    figure = plt.figure(figsize=(width, height))
+    figure = plt.figure(figsize=(10.4, 6.9))
     figure.set_layout_engine("none")
-    axes = {}
-    for i, (name, title) in enumerate(titles.items()):
-        left = gap / 2 + i * (side + gap)
-        axes[name] = figure.add_axes((left / width, bottom / height, side / width, side / height))
-        _panel_text(figure, (left + side / 2) / width, title, captions.get(name, ""))
-        if i:
-            middle = (bottom + side / 2) / height
-            _arrow(figure, (left - gap + 0.16) / width, (left - 0.10) / width, middle)
-    for first, last, name, colour in (("small", "attention", "AttNet", 0), ("mask", "box", "AffNet", 1)):
+    axes = {name: _system_panel(figure, name, captions.get(name, "")) for name in _SYSTEM_PANELS}
+    for first, last, name, colour in (("small", "attention", "AttNet", 0), ("crop", "prediction", "classifier", 2)):
         _module_frame(figure, axes[first], axes[last], name, SERIES[colour])
-    _module_frame(figure, axes["prediction"], axes["prediction"], "classifier", SERIES[2], right=0.42 / width)
+    _module_frame(figure, axes["mask"], axes["mask"], "AffNet", SERIES[1])
+    _module_frame(figure, axes["box"], axes["box"], "AffNet", SERIES[1])
+    _module_frame(figure, axes["teacher"], axes["teacher"], "teacher (training)", "0.35", linestyle="--")
+    _system_arrows(figure, axes)
     show_image(axes["image"], images["image"])
     show_image(axes["small"], images["small"])
     show_attention(axes["attention"], maps["attention"])
     _show_mask_with_maxima(axes["mask"], maps["mask"])
     show_image(axes["box"], images["image"], boxes={"predicted": box})
     show_image(axes["crop"], images["crop"])
-    show_probabilities(axes["prediction"], probabilities, answer)
+    show_probabilities(axes["prediction"], probabilities, answer, room=25)
+    show_attention(axes["teacher"], maps["teacher"])
     return figure
 
 
-def _panel_text(figure: Figure, centre: float, title: str, caption: str) -> None:
-    figure.text(centre, 0.805, title, ha="center", va="bottom", fontsize=10.5)
-    figure.text(centre, 0.195, caption, ha="center", va="top", fontsize=9, color="0.3", linespacing=1.35)
+_SYSTEM_PANELS = {
+    "image": (0, 0, "image $X$"),
+    "small": (0, 1, "what AttNet sees"),
+    "attention": (0, 2, "attention map $A$"),
+    "mask": (0, 3, "mask and its maxima"),
+    "box": (1, 0, r"box from $\theta$"),
+    "crop": (1, 1, "crop"),
+    "prediction": (1, 2, "prediction"),
+    "teacher": (1, 3, "attention map $M$"),
+}
 
 
-def _arrow(figure: Figure, start: float, end: float, height: float) -> None:
-    style = {"arrowstyle": "-|>", "mutation_scale": 16, "linewidth": 2, "color": "0.25"}
-    figure.add_artist(FancyArrowPatch((start, height), (end, height), transform=figure.transFigure, **style))
+def _system_panel(figure: Figure, name: str, caption: str) -> Axes:
+    """Axes at the place of a panel, with its title above and its caption below."""
+    row, column, title = _SYSTEM_PANELS[name]
+    left, bottom = 0.022 + 0.25 * column, 0.605 - 0.5 * row
+    ax = figure.add_axes((left, bottom, 0.205, 0.205 * 10.4 / 6.9))
+    figure.text(left + 0.1025, bottom + 0.315, title, ha="center", va="bottom", fontsize=11)
+    figure.text(left + 0.1025, bottom - 0.012, caption, ha="center", va="top", fontsize=9.5, color="0.25")
+    return ax
 
 
-def _module_frame(figure: Figure, first: Axes, last: Axes, name: str, colour: str, right: float = 0.0) -> None:
-    """A tinted frame with a name behind the panels from `first` to `last`."""
-    margin = 0.009
-    left, end = first.get_position().x0 - margin, last.get_position().x1 + margin + right
-    frame = {"boxstyle": "round,pad=0,rounding_size=0.01", "mutation_aspect": 5, "transform": figure.transFigure}
-    figure.add_artist(
-        FancyBboxPatch((left, 0.02), end - left, 0.96, facecolor=colour, alpha=0.10, edgecolor="none", **frame)
-    ).set_zorder(-1)
-    figure.text(left + 0.006, 0.965, name, ha="left", va="top", fontsize=11.5, fontweight="bold", color=colour)
+def _system_arrows(figure: Figure, axes: Mapping[str, Axes]) -> None:
+    style = {"arrowstyle": "-|>", "mutation_scale": 16, "linewidth": 2, "transform": figure.transFigure}
+    for first, second in (("image", "small"), ("small", "attention"), ("attention", "mask"), ("box", "crop"),
+                          ("crop", "prediction"), ("prediction", "teacher")):  # fmt: skip
+        start, end = axes[first].get_position(), axes[second].get_position()
+        height, trained = (start.y0 + start.y1) / 2, second == "teacher"
+        ends = (start.x1 + 0.007, height), (end.x0 - 0.004, height)
+        look = {"linestyle": "--", "color": "0.35"} if trained else {"color": "0.25"}
+        figure.add_artist(FancyArrowPatch(*ends, **style, **look))
+
+
+def _module_frame(figure: Figure, first: Axes, last: Axes, name: str, colour: str, linestyle: str = "none") -> None:
+    """A tinted frame with a name behind the panels from `first` to `last`; with a line around it where one is named."""
+    left, end, bottom = first.get_position().x0 - 0.014, last.get_position().x1 + 0.014, first.get_position().y0 - 0.095
+    frame = {"boxstyle": "round,pad=0,rounding_size=0.01", "mutation_aspect": 1.5, "transform": figure.transFigure}
+    line = {"edgecolor": colour, "linestyle": linestyle} if linestyle != "none" else {"edgecolor": "none"}
+    alpha = {"facecolor": (*to_rgb(colour), 0.10)}
+    figure.add_artist(FancyBboxPatch((left, bottom), end - left, 0.475, **alpha, **line, **frame)).set_zorder(-1)
+    look = {"fontsize": 12, "fontweight": "bold", "color": colour}
+    figure.text(left + 0.006, bottom + 0.468, name, ha="left", va="top", **look)
 
 
 def _show_mask_with_maxima(ax: Axes, mask: Tensor) -> None:
-    """Figure 2: the mask (n, n), its column maxima as a strip above and its row maxima as a strip on the right."""
+    """Figure 2: the mask (n, n), its column maxima as a strip above and its row maxima as a strip on the right.
+
+    The colour scale is 0 to 1, so that the background of a mask, 0.5, is neither dark nor bright.
+    """
     values = mask.detach().cpu().squeeze().numpy()
     ax.set_axis_off()
     strip, gap = 0.08, 0.03
@@ -161,43 +192,51 @@ def _show_mask_with_maxima(ax: Axes, mask: Tensor) -> None:
     )
     for place, part in parts:
         inner = ax.inset_axes(place)
-        inner.imshow(part, vmin=values.min(), vmax=values.max(), aspect="auto", interpolation="nearest")
+        inner.imshow(part, vmin=0, vmax=1, cmap=MASK_MAP, aspect="auto", interpolation="nearest")
         inner.set_axis_off()
 
 
-def show_probabilities(ax: Axes, probabilities: pd.Series, answer: str | None = None, count: int = 5) -> None:
-    """The most probable classes as bars with their names above; the right `answer` is drawn in another colour."""
+def show_probabilities(
+    ax: Axes, probabilities: pd.Series, answer: str | None = None, count: int = 5, room: int = 31
+) -> None:
+    """The most probable classes as bars with their names (up to `room` letters) above; `answer` has another colour."""
     best = probabilities.nlargest(min(count, len(probabilities)))
     colours = [BOX_STYLES["true"]["edgecolor"] if name == answer else "0.6" for name in best.index]
     places = np.arange(len(best))
     ax.barh(places, best.to_numpy(), height=0.32, color=colours)
     for place, (name, value) in zip(places, best.items(), strict=True):
-        ax.text(0, place - 0.24, shorten(name, 31), va="bottom", fontsize=8.5)
-        ax.text(value, place, f" {value:.0%}", va="center", fontsize=8.5)
+        ax.text(0, place - 0.24, shorten(name, room), va="bottom", fontsize=9.5)
+        ax.text(value, place, f" {value:.0%}", va="center", fontsize=9.5)
     ax.set(xlim=(0, 1), ylim=(max(len(best), 4) - 0.6, -0.75))
     ax.set_axis_off()
 
 
 def compare_views(
-    pictures: Sequence[np.ndarray], boxes: Sequence[Sequence[float]], titles: Sequence[str], view: int
+    pictures: Sequence[np.ndarray],
+    boxes: Sequence[Sequence[float]],
+    titles: Sequence[str],
+    image_size: int,
+    view: int,
 ) -> Figure:
     """Why localise: photos with their true boxes, the bird in a `view`-pixel whole image, and in a `view`-pixel crop.
 
-    pictures: arrays (H, W, 3) of uint8; boxes xyxy in [0, 1]. Both lower rows show the same region of the photo.
+    pictures: arrays (H, W, 3) of uint8, first squeezed to X, `image_size` pixels a side; boxes xyxy in [0, 1]. Both
+    lower rows show the same square region of X. The titles count real pixels: a crop cannot show more than X has.
     """
-    figure, axes = image_grid(3, len(pictures), side=2.6)
+    figure, axes = image_grid(3, len(pictures), side=2.55)
     for column, (picture, box, title) in enumerate(zip(pictures, boxes, titles, strict=True)):
-        height, width = picture.shape[:2]
-        photo, region = Image.fromarray(picture), square_around(box, width, height)
-        share = (region[2] - region[0]) / width
-        small = photo.resize((view, view), Image.Resampling.BILINEAR)
-        scale = np.tile([view / width, view / height], 2)
-        seen = small.resize((400, 400), Image.Resampling.NEAREST, box=tuple(region * scale))
-        crop = photo.resize((view, view), Image.Resampling.BILINEAR, box=tuple(region))
+        whole = Image.fromarray(picture).resize((image_size, image_size), Image.Resampling.BILINEAR)
+        region = square_around(box, image_size, image_size)
+        share = (region[2] - region[0]) / image_size
+        small = whole.resize((view, view), Image.Resampling.BILINEAR)
+        part = tuple(region * view / image_size)
+        seen = small.resize((400, 400), Image.Resampling.NEAREST, box=part)
+        cropped = whole.resize((view, view), Image.Resampling.BILINEAR, box=tuple(region))
         show_image(axes[0, column], picture, title, {"true": box})
-        show_image(axes[1, column], np.asarray(seen), f"{share * view:.0f} pixels across")
-        show_image(axes[2, column], np.asarray(crop), f"{view} pixels across")
-    _label_rows(axes, ["photo, true box", f"whole photo at {view} px, enlarged", f"crop at {view} px"])
+        show_image(axes[1, column], np.asarray(seen), f"{share * view:.0f} real pixels across")
+        real = min(view, share * image_size)
+        show_image(axes[2, column], np.asarray(cropped), f"{real:.0f} real pixels across")
+    _label_rows(axes, ["photo, true box", f"whole photo at {view} px", f"crop at {view} px"])
     return figure
 
 
@@ -239,23 +278,26 @@ def localisation_gallery(
     boxes: Sequence[Mapping[str, Sequence[float]]],
     rows: Mapping[str, Tensor | np.ndarray],
     titles: Sequence[str],
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
     """One column per photo: the photo with its boxes, then what `rows` holds, labelled on the left.
 
     pictures (N, H, W, 3) in [0, 1]. A row is either attention maps, a tensor (N, 1, n, n) drawn with the box
-    "target" where its label names M and "predicted" otherwise, or pictures (N, S, S, 3).
+    "target" where its label names M and "predicted" otherwise, or pictures (N, S, S, 3). `notes` are short titles of
+    the panels of a row, by the row's label.
     """
-    figure, axes = image_grid(1 + len(rows), len(pictures), side=1.9)
+    figure, axes = image_grid(1 + len(rows), len(pictures), side=min(1.9, 10.6 / len(pictures)))
     for column, (picture, drawn, title) in enumerate(zip(pictures, boxes, titles, strict=True)):
         show_image(axes[0, column], picture, title, drawn)
         for ax, (label, row) in zip(axes[1:, column], rows.items(), strict=True):
+            note = notes[label][column] if notes and label in notes else ""
             if isinstance(row, Tensor):
                 kind = "target" if "M" in label else "predicted"
-                show_attention(ax, row[column], boxes={kind: drawn[kind]} if kind in drawn else None)
+                show_attention(ax, row[column], note, {kind: drawn[kind]} if kind in drawn else None)
             else:
-                show_image(ax, row[column])
+                show_image(ax, row[column], note)
     _label_rows(axes, ["photo", *rows])
-    box_legend(figure, [kind for kind in BOX_STYLES if kind in boxes[0]], BOX_NAMES)
+    box_legend(figure, [kind for kind in BOX_STYLES if any(kind in drawn for drawn in boxes)], BOX_NAMES)
     return figure
 
 

@@ -34,6 +34,9 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 ATTENTION_MAP = "magma"
 
 
+MASK_MAP = "gray"  # of masks, which run from 0 to 1: what counts is white, the background (0.5) grey
+
+
 BOX_NAMES = {"true": "true box", "predicted": r"predicted: AffNet's $\theta$", "target": r"target: from $M$ at $\tau$"}
 
 
@@ -42,6 +45,7 @@ def use_style() -> None:
     plt.rcParams.update(
         {
             "figure.dpi": 110,
+            "font.size": 11,  # "small" is then 9 points, the least that can be read where a figure fills a page
             "savefig.dpi": 150,
             "figure.constrained_layout.use": True,
             "axes.prop_cycle": plt.cycler(color=SERIES, linestyle=LINES),

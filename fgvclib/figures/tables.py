@@ -74,25 +74,30 @@ def cosine_strip(cosine: np.ndarray) -> Figure:
 
 
 def bounds_figure(table: pd.DataFrame) -> Figure:
-    """`bounds.bounds_table` between baseline and oracle: accuracy with its spread, and how often the box was right."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.5 * len(table) + 1.6), sharey=True)
+    """`bounds.bounds_table` between baseline and oracle: accuracy with its spread, and how often the box was right.
+
+    A hollow dot is a row with a single seed.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.8, 0.5 * len(table) + 1.7), sharey=True)
     places = np.arange(len(table))[::-1]
-    accuracy = table.set_index("row")["accuracy_mean"]
-    left.errorbar(accuracy, places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=4, color=SERIES[0])
+    accuracy, single = table.set_index("row")["accuracy_mean"], (table["seeds"].str.split().str.len() == 1).to_numpy()
+    look = {"fmt": "o", "capsize": 4, "color": SERIES[0]}
+    for rows, face, label in ((~single, SERIES[0], "mean ± std. over seeds"), (single, "white", "a single seed")):
+        if rows.any():
+            spread = table.loc[rows, "accuracy_std"].fillna(0)
+            left.errorbar(accuracy[rows], places[rows], xerr=spread, markerfacecolor=face, label=label, **look)
     for place, value, share in zip(places, accuracy, table["share_of_gain"], strict=True):
         if np.isfinite(share):
             left.annotate(f"{share:.0%}", (value, place), (0, 7), textcoords="offset points", ha="center", size="small")
-    left.set(
-        yticks=places, yticklabels=table["row"], xlabel="test accuracy [%] ± std. over seeds; small: share of the gain"
-    )
-    left.set(ylim=(-0.6, len(table) - 0.3))
+    left.set(xlabel="test accuracy [%]; small: share of the gain", ylim=(-0.6, len(table) - 0.3))
+    left.set_yticks(places, table["row"].str.replace(" and live", "\nand live"), fontsize="small")
     if "Oracle crop" not in accuracy:
         remark_no_boxes(right)
         return figure
     gain = accuracy["Oracle crop"] - accuracy["Baseline"]
     left.axvspan(accuracy["Baseline"], accuracy["Oracle crop"], color="#EEEEEE", label="from baseline to perfect box")
-    left.set(title=f"From baseline to perfect box: {gain:+.1f} points")
-    left.legend(loc="lower left", fontsize="small")
+    left.set_title(f"From baseline to perfect box: {gain:+.1f} points")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize="small")
     right.barh(places, table["box_acc_0.5"], 0.5, color=SERIES[1])
     right.set(xlabel="share of test photos with IoU ≥ 0.5", title="Boxes: longer is better", xlim=(0, 1))
     return figure
@@ -100,38 +105,68 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
 
 def teachers_figure(table: pd.DataFrame, trivial: float) -> Figure:
     """`teacher_maps.compare_teachers` as lines over tau, and the centre box's score to beat."""
-    figure, ax = plt.subplots(figsize=(6.5, 3.6))
+    figure, ax = plt.subplots(figsize=(8.5, 4))
     for (name, scores), marker in zip(table.iterrows(), cycle(MARKERS)):
         ax.plot(scores.index, scores, marker=marker, label=name)
     ax.axhline(trivial, color="black", linewidth=1, linestyle=":", label="centre box 0.7")
     name, tau = table.stack().idxmax()
     ax.set(xlabel=r"threshold $\tau$", ylabel="BoxAcc@0.5, validation photos", ylim=(0, 1))
-    ax.set_title(rf"Best: {name} at $\tau$ = {tau:g}, {table.max(axis=None):.2f}; centre box {trivial:.2f}")
+    beaten = int((table.max(axis=1) <= trivial).sum())
+    ax.set_title(
+        f"A box that looks at nothing ({trivial:.2f}) beats {beaten} of {len(table)} teachers at every threshold\n"
+        rf"Best: {name} at $\tau$ = {tau:g}, {table.max(axis=None):.2f}"
+    )
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", title="layer, mean")
     return figure
 
 
-def table3_figure(table: pd.DataFrame, dataset: str) -> Figure:
-    """Table 3: the paper's numbers on the three benchmarks (diamonds: its own), and apart what was measured here."""
-    benchmarks = {"cub200_2011": "CUB-200-2011", "stanford_cars": "Stanford Cars", "fgvc_aircraft": "FGVC-Aircraft"}
-    published, measured = table[table["source"] == "paper"], table[table["source"] != "paper"]
-    figure, axes = plt.subplots(1, 4, figsize=(14, 6), width_ratios=[1, 1, 1, 1])
-    for ax, (column, title) in zip(axes, benchmarks.items(), strict=False):
-        rows = published.dropna(subset=[column]).sort_values(column)
-        ours = rows["method"].str.startswith("Ours").to_numpy()
-        names, places = rows["method"].str.replace("Ours", "Paper").to_numpy(), np.arange(len(rows))
-        ax.plot(rows[column], places, "o", color="0.55")
-        ax.plot(rows[column][ours], places[ours], "D", markersize=8, color=SERIES[1])
-        ax.set(yticks=places, yticklabels=names, xlim=(80, 98), xlabel="accuracy [%]")
-        rank = 1 + int((rows[column] > rows[column][ours].max()).sum())
-        ax.set_title(f"{title}, published:\nthe paper is number {rank} of {len(rows)}")
-        ax.tick_params(axis="y", labelsize="small")
-    values, spread = measured[f"measured_{dataset}"], measured[f"measured_{dataset}_std"].fillna(0)
-    names = measured["method"].str.replace(" (", "\n(").str.replace(" without", "\nwithout")
-    axes[3].barh(names[::-1], values[::-1], 0.5, xerr=spread[::-1], color=SERIES[0])
-    axes[3].set_ylim(-1.5, len(measured) + 0.5)  # three rows need not be as thick as the column is high
-    axes[3].tick_params(axis="y", labelsize="small")
-    axes[3].set(title=f"{dataset}, measured here\nrows compare with each other", xlabel="accuracy [%]", xlim=(0, 100))
+BENCHMARKS = {  # column of Table 3 → name, and number of test photos of the official split
+    "cub200_2011": ("CUB-200-2011", 5794),
+    "stanford_cars": ("Stanford Cars", 8041),
+    "fgvc_aircraft": ("FGVC-Aircraft", 3333),
+}
+
+
+def sampling_error(percent: float, photos: int) -> float:
+    """Standard error, in points, of an accuracy that was counted on so many test photos (binomial)."""
+    return 100 * float(np.sqrt(percent / 100 * (1 - percent / 100) / photos))
+
+
+def table3_figure(published: pd.DataFrame) -> Figure:
+    """Table 3 as dots: method, `backbone` and a column for each benchmark.
+
+    Filled dots share the paper's backbone, ResNet-101; diamonds are the paper's own two rows. The band is what chance
+    alone, in the choice of the test photos, does to the first of these: plus and minus 1.96 standard errors.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(10.8, 5.4))
+    for ax, (column, (title, photos)) in zip(axes, BENCHMARKS.items(), strict=True):
+        rows = published.dropna(subset=[column]).sort_values(column).reset_index(drop=True)
+        ours, same = rows["method"].str.startswith("Ours"), rows["backbone"].str.startswith("ResNet-101")
+        setting1 = rows.loc[rows["method"] == "Ours (setting 1)", column].item()
+        noise = 1.96 * sampling_error(setting1, photos)
+        ax.axvspan(setting1 - noise, setting1 + noise, color=SERIES[1], alpha=0.12, linewidth=0)
+        for chosen, look in (
+            (same & ~ours, {"marker": "o", "color": SERIES[0]}),
+            (~same & ~ours, {"marker": "o", "color": SERIES[0], "markerfacecolor": "white"}),
+            (ours, {"marker": "D", "color": SERIES[1]}),
+        ):
+            ax.plot(rows.loc[chosen, column], rows.index[chosen], linestyle="none", markersize=7, **look)
+        ax.set_yticks(rows.index, rows["method"].str.replace("Ours", "Paper"), fontsize="small")
+        rank = 1 + int((rows[column] > rows.loc[ours, column].max()).sum())
+        ax.set_title(f"{title}:\nnumber {rank} of {len(rows)}")
+        ax.set(xlabel="accuracy [%]", xlim=(rows[column].min() - 1, rows[column].max() + 1))
+    return figure
+
+
+def measured_figure(table: pd.DataFrame, column: str) -> Figure:
+    """What was measured here: the rows `method` of a table with a mean in `column`, its std. as a line."""
+    figure, ax = plt.subplots(figsize=(7.5, 0.55 * len(table) + 1.3))
+    places = np.arange(len(table))[::-1]
+    ax.errorbar(table[column], places, xerr=table[f"{column}_std"].fillna(0), fmt="o", capsize=4, color=SERIES[0])
+    for place, value in zip(places, table[column], strict=True):
+        ax.annotate(f"{value:.1f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize="small")
+    ax.set_yticks(places, table["method"], fontsize="small")
+    ax.set(xlabel="test accuracy [%]; line: standard deviation over seeds", ylim=(-0.6, len(table) - 0.3))
     return figure
 
 
@@ -187,7 +222,7 @@ def sharpness_figure(sweep: pd.DataFrame, authors: float, sharp: float) -> Figur
 
 def competitors_figure(table: pd.DataFrame) -> Figure:
     """Inference time over that of the classifier alone, one bar per system: columns value, low, high of `ratios`."""
-    figure, ax = plt.subplots(figsize=(7.5, 0.5 + 0.45 * len(table)))
+    figure, ax = plt.subplots(figsize=(8.5, 0.9 + 0.45 * len(table)))
     errors = [table["value"] - table["low"], table["high"] - table["value"]]
     colours = [SERIES[1] if name == "ours" else SERIES[0] for name in table.index]
     hatches = ["//" if name == "ours" else "" for name in table.index]
@@ -196,35 +231,35 @@ def competitors_figure(table: pd.DataFrame) -> Figure:
         ax.text(value, row, f"  {table['value'].iloc[row]:.2f}", va="center")
     ax.axvline(1, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="time / time of the classifier alone", xlim=(0, 1.12 * table["high"].max()))
-    ax.set_title("What localisation costs at test time: shorter is better (median, with quartiles)")
+    ax.set_title("What localisation costs at test time (median, with quartiles)")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     return figure
 
 
 def growth_figure(batch: pd.DataFrame, size: pd.DataFrame, classes: pd.DataFrame) -> Figure:
-    """Time and memory of a training step over batch and input size; the embedding loss over the number of classes."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
-    for ax, table, title in zip(axes, (batch, size), ("photos in a batch", "side of the photo [px]"), strict=False):
-        x = table.iloc[:, 0]
-        ax.plot(x, table["baseline_ms"], "o-", color=SERIES[0], label="baseline [ms]")
-        ax.plot(x, table["ours_ms"], "s--", color=SERIES[1], label="end-to-end [ms]")
-        memory = ax.twinx()
-        memory.plot(x, table["gib"], "^:", color=SERIES[2], label="memory, end-to-end [GiB]")
-        memory.set(ylabel="GiB", ylim=(0, None))
-        memory.spines["right"].set_visible(True)
-        memory.grid(visible=False)
-        ax.set(xlabel=title, ylabel="ms per training step", ylim=(0, None), xticks=x)
-    handles = axes[0].get_lines() + memory.get_lines()
-    axes[0].legend(handles, [line.get_label() for line in handles], fontsize="small", loc="lower right")
-    for ax, table, power, name in zip(axes, (batch, size), (1, 2), ("photos", "pixels"), strict=False):
-        more, longer = _factor(table.iloc[:, 0]) ** power, _factor(table["ours_ms"])
-        ax.set_title(f"{more:.3g}x the {name}: {longer:.1f}x the time", fontsize="medium")
-    axes[2].loglog(classes["classes"], classes["all_pairs_ms"], "o-", color=SERIES[0], label="all pairs of classes")
-    axes[2].loglog(classes["classes"], classes["ours_ms"], "s--", color=SERIES[1], label="classes of the batch (ours)")
-    title = f"{_factor(classes['classes']):g}x the classes: {_factor(classes['ours_ms']):.1f}x the time (ours)"
-    axes[2].set(xlabel="classes", ylabel="ms of the embedding loss", title=title)
-    axes[2].legend(fontsize="small")
+    """Time (above) and memory (below) of a training step over batch and input size; the embedding loss over classes."""
+    figure = plt.figure(figsize=(10.8, 5.8))
+    panels = figure.subplot_mosaic([["batch", "size", "classes"], ["batch_gib", "size_gib", "classes"]])
+    for key, table, power, name in (("batch", batch, 1, "photos"), ("size", size, 2, "pixels")):
+        x, time, memory = table.iloc[:, 0], panels[key], panels[f"{key}_gib"]
+        unit, scale = ("s", 1e-3) if table["ours_ms"].max() >= 1000 else ("ms", 1)
+        time.plot(x, scale * table["baseline_ms"], "o-", color=SERIES[0], label="baseline")
+        time.plot(x, scale * table["ours_ms"], "s--", color=SERIES[1], label="end-to-end")
+        memory.plot(x, table["gib"], "s--", color=SERIES[1])
+        more, longer, larger = (_factor(table[column]) for column in (table.columns[0], "ours_ms", "gib"))
+        time.set_title(f"{more**power:.3g} × the {name}:\n{longer:.1f} × the time")
+        memory.set_title(f"{larger:.1f} × the memory")
+        time.set(ylabel=f"training step [{unit}]", ylim=(0, None), xticks=x)
+        memory.set(ylabel="memory [GiB]", ylim=(0, None), xticks=x)
+        memory.set_xlabel({"photos": "photos in a batch", "pixels": "side of the photo [px]"}[name])
+    panels["batch"].legend(fontsize="small", loc="lower right")
+    ax = panels["classes"]
+    ax.loglog(classes["classes"], classes["all_pairs_ms"], "o-", color=SERIES[0], label="all pairs of classes")
+    ax.loglog(classes["classes"], classes["ours_ms"], "s--", color=SERIES[1], label="classes of the batch (ours)")
+    title = f"{_factor(classes['classes']):g} × the classes:\n{_factor(classes['ours_ms']):.1f} × the time (ours)"
+    ax.set(xlabel="classes", ylabel="embedding loss [ms]", title=title)
+    ax.legend(fontsize="small")
     return figure
 
 

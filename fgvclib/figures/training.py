@@ -91,7 +91,10 @@ def training_figure(
 
 
 def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: Sequence[str], title: str = "") -> None:
-    """Confusion matrix (K, K), rows true, as shares of a row (in %); lines part the groups, each contiguous."""
+    """Confusion matrix (K, K), rows true, as shares of a row (in %); lines part the groups, each contiguous.
+
+    Up to 12 classes have numbers and names on both sides (below without their group), up to 40 have names on the left.
+    """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.imshow(shares, cmap="Greens", vmin=0, vmax=1)
     starts = [i for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
@@ -100,13 +103,15 @@ def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: S
             ax.axhline(start - 0.5, color="0.6", linewidth=0.8)
             ax.axvline(start - 0.5, color="0.6", linewidth=0.8)
         middles = (np.array(starts) + np.array([*starts[1:], len(names)]) - 1) / 2
-        ax.set_xticks(middles, [groups[start] for start in starts], rotation=40, ha="right", fontsize="x-small")
-        ax.set_yticks(range(len(names)), [shorten(name, 34) for name in names], fontsize="x-small")
+        ax.set_xticks(middles, [groups[start] for start in starts], rotation=40, ha="right", fontsize="small")
+        ax.set_yticks(range(len(names)), [shorten(name, 34) for name in names], fontsize="small")
         ax.tick_params(length=0)
     if len(names) <= 12:
+        marks = [name.removesuffix(group).strip() or name for name, group in zip(names, groups, strict=True)]
+        ax.set_xticks(range(len(names)), marks, rotation=40, ha="right", fontsize="small")
         for (row, column), share in np.ndenumerate(shares):
             ink = {"color": "white" if share > 0.55 else "black", "ha": "center", "va": "center"}
-            ax.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "", fontsize="x-small", **ink)
+            ax.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "", fontsize="small", **ink)
     ax.set(title=title, xlabel="predicted", ylabel="true")
     ax.grid(False)
 

@@ -30,13 +30,14 @@ BOUNDS: dict[str, dict] = {
 def bounds_table(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     """Runs of every row, one per seed → accuracy in per cent, the share of the oracle's gain, and the boxes' scores.
 
-    `share_of_gain` = (row - baseline) / (oracle - baseline), of accuracies averaged over the seeds. It needs the rows
-    "Baseline" and "Oracle crop"; a data set without true boxes has no oracle, and one that gains nothing no shares.
+    `share_of_gain` = (row - baseline) / (oracle - baseline), of accuracies averaged over the seeds. It is NaN without
+    the rows "Baseline" and "Oracle crop", and where the oracle gains nothing.
     """
     table = pd.DataFrame([_row(name, seeds) for name, seeds in runs.items()])
     accuracy = table.set_index("row")["accuracy_mean"]
-    gain = accuracy.get(ORACLE, float("nan")) - accuracy[BASELINE]
-    share = (table["accuracy_mean"] - accuracy[BASELINE]) / gain if gain > 0 else float("nan")
+    baseline = accuracy.get(BASELINE, float("nan"))
+    gain = accuracy.get(ORACLE, float("nan")) - baseline
+    share = (table["accuracy_mean"] - baseline) / gain if gain > 0 else float("nan")
     table.insert(4, "share_of_gain", share)
     return table
 

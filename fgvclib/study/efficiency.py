@@ -168,6 +168,28 @@ class _Crop(nn.Module):
         return crop(images, self.theta, self.size)
 
 
+def operations(config: Config) -> pd.Series:
+    """Arithmetic operations of the parts for one photo at test time; a multiplication and an addition count as two.
+
+    `FlopCounterMode` counts convolutions and matrix products, on meta tensors: nothing is computed. The crop, which has
+    neither, is left out.
+    """
+    with torch.device("meta"):
+        model = build_model(config, config.num_classes or CLASSES, pretrained=False).eval()
+        whole, cropped = (torch.empty(1, 3, side, side) for side in (config.image_size, config.crop_size))
+        grid = torch.empty(1, 1, config.map_size, config.map_size)
+    counts = {}
+    for name, part, given in (
+        ("classifier", model.classifier, cropped),
+        ("AttNet", model.attnet, whole),
+        ("AffNet", model.affnet, grid),
+    ):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            part(given)
+        counts[name] = counter.get_total_flops()
+    return pd.Series(counts, name="operations")
+
+
 def affnet_sides(config: Config) -> dict[str, Callable[[], object]]:
     """AffNet and Table 1's ResNet-50, both with pre-processing, on one map (1, 1, n, n)."""
     one = torch.rand(1, 1, config.map_size, config.map_size, device=default_device())

@@ -3,12 +3,41 @@
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+import torch
+from torch import Tensor
 
+from fgvclib.config import Config
+from fgvclib.data.loaders import evaluation_loader
+from fgvclib.data.teacher_maps import teacher_component, teacher_maps
+from fgvclib.model.system import EndToEndModel
 from fgvclib.study.paper import published_localisation
 from fgvclib.training.evaluation import localisation_scores, trivial_ious
 from fgvclib.training.runs import Run, list_seeds
+from fgvclib.utils.progress import progress
 
 SCORES = ["box_acc_0.3", "box_acc_0.5", "box_acc_0.7", "box_acc_mean", "gt_known_loc", "top1_loc", "mean_iou"]
+
+
+@torch.no_grad()
+def attention_maps(
+    model: EndToEndModel, photos: pd.DataFrame, config: Config, training: pd.DataFrame | None = None
+) -> tuple[Tensor | None, Tensor]:
+    """A and M, each (N, 1, n, n) on the CPU, of a table's photos; A is None for a baseline.
+
+    M is what the model was trained with: a fixed teacher's map is made at the teacher's own size (`teacher_maps`; some
+    teachers need the `training` photos), the live teacher's is that of the weights as they are now. It computes on the
+    model's device.
+    """
+    device, fixed = next(model.parameters()).device, config.teacher_weights == "imagenet"
+    attention, teacher = [], []
+    for batch in progress(evaluation_loader(photos, config), "attention maps"):
+        images = batch["image"].to(device)
+        attention += [model.attnet(images).cpu()] if model.localise else []
+        teacher += [] if fixed else [model.teacher_map(images).cpu()]
+    if fixed:
+        component = None if training is None else teacher_component(training, config)
+        teacher = [teacher_maps(photos, config, component)]
+    return torch.cat(attention) if attention else None, torch.cat(teacher)
 
 
 def localisation_table(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:

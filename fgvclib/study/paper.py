@@ -10,6 +10,14 @@ def paper_table(number: int) -> pd.DataFrame:
     return _read(f"table{number}.csv")
 
 
+def backbones() -> pd.DataFrame:
+    """The network behind each row of Table 3: method, backbone, verified ("yes" or "no"), source.
+
+    The paper's table does not say. Where no public code or statement of the authors was found, `verified` is "no".
+    """
+    return _read("backbones.csv")
+
+
 def published_localisation() -> pd.DataFrame:
     """Scores of weakly supervised localisers on the test split of CUB-200-2011, in per cent, each with its source."""
     return _read("localisation.csv")

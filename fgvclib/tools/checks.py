@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fgvclib.model.affnet import AttentionPreprocessor
-from fgvclib.model.geometry import attention_to_box, box_area, box_iou, box_to_theta, centre_box
+from fgvclib.model.geometry import attention_to_box, box_area, box_iou, box_to_theta, centre_box, crop
 from fgvclib.model.gradients import scale_gradient
 from fgvclib.study.gradient_parts import gradients_of
 
@@ -427,6 +427,192 @@ def centre_update(function: Callable) -> None:
         raise NotYet(
             "The result is right, but your function also changed the centres it was given. Work on `.clone()`."
         )
+
+
+# Notebook E4: the crop, and a system that trains
+
+
+@check(11, "Two library calls, and the gradient of every loss on the crop reaches theta: that is the whole trick.")
+def write_the_crop(function: Callable) -> None:
+    """crop(images (B, C, H, W), theta (B, 4), size) → (B, C, size, size), bilinear, differentiable in theta."""
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(8.0), indexing="ij")
+    images = torch.stack([10 * rows + columns, rows * columns])[:, None]  # (2, 1, 12, 8): not square
+    theta = torch.tensor([[0.5, 0.25, 0.3, -0.4], [0.25, 0.75, -0.5, 0.1]], requires_grad=True)
+    expected = crop(images, theta, 6).detach()
+    answer = _numbers(function, [images, theta, 6], [2, 1, 6, 6])
+    s, t = theta.detach()[:, :2], theta.detach()[:, 2:]
+    mistakes = {
+        "x and y are swapped: the first row of the 2x3 matrix makes x, from s_x and t_x.":
+            crop(images, torch.cat([s.flip(1), t.flip(1)], dim=1), 6),
+        "Your translation has the wrong sign: x_in = s_x x_out + t_x.": crop(images, torch.cat([s, -t], dim=1), 6),
+        "You scale by 1/s: theta says where the crop reads, so a small s is a small part of the image, enlarged.":
+            crop(images, torch.cat([1 / s, t], dim=1), 6),
+        "Your grid has `align_corners=True`: then -1 and 1 are the centres of the outer pixels, and the crop is half a "
+        "pixel off. Here they are the image's edges: `align_corners=False`, in both calls.": _aligned(images, theta, 6),
+        "You take the nearest pixel. It has no slope, so theta could not learn: `mode=\"bilinear\"`.":
+            _nearest(images, theta, 6),
+    }  # fmt: skip
+    _compare(answer.detach(), expected, mistakes, "Two images of 12 rows and 8 columns, cut to 6x6")
+    found = None
+    if answer.requires_grad:
+        (found,) = torch.autograd.grad(answer.square().sum(), theta, allow_unused=True)
+    if found is None or not (found.abs() > 0).all():
+        raise NotYet(
+            "The values are right, but no gradient reaches all four numbers of theta. Build the matrix with "
+            "`torch.stack` from theta's columns: `torch.tensor([...])`, `.item()` and `.detach()` cut the graph."
+        )
+
+
+def _grid(images: Tensor, theta: Tensor, size: int, align: bool) -> Tensor:
+    matrix = theta.new_zeros(len(theta), 2, 3)
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = theta[:, 0], theta[:, 1], theta[:, 2:]
+    return F.affine_grid(matrix, [len(images), images.shape[1], size, size], align_corners=align)
+
+
+def _aligned(images: Tensor, theta: Tensor, size: int) -> Tensor:
+    return F.grid_sample(images, _grid(images, theta.detach(), size, True), align_corners=True)
+
+
+def _nearest(images: Tensor, theta: Tensor, size: int) -> Tensor:
+    return F.grid_sample(images, _grid(images, theta.detach(), size, False), mode="nearest", align_corners=False)
+
+
+OVERFITTED = 0.3  # of the loss at the start: what is left after the steps of exercise 12
+
+
+@check(12, "")
+def overfits(function: Callable) -> str:
+    """train(model, images, labels, targets, steps) → all losses; model and batch are those of `toy_batch`."""
+    model, images, labels, targets = toy_batch()
+    steps = 150
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    losses = _call(function, model, images, labels, targets, steps)
+    try:
+        losses = [float(loss) for loss in losses]
+    except (TypeError, ValueError, RuntimeError):
+        raise NotYet("`train` must return the list of its losses, one number for each step.") from None
+    if len(losses) != steps:
+        raise NotYet(f"`train` returned {len(losses)} losses for {steps} steps: append one in every step.")
+    if not all(loss == loss and abs(loss) != float("inf") for loss in losses):
+        raise NotYet("Your loss became NaN or infinite. Is `optimiser.zero_grad()` in the loop? Is the rate too high?")
+    unmoved = [name for name, value in model.named_parameters() if torch.equal(before[name], value.detach())]
+    if len(unmoved) == len(before):
+        raise NotYet(
+            "No parameter has moved. A step is: zero_grad, forward, loss, `loss.backward()`, `optimiser.step()`. Which "
+            "of them is missing?"
+        )
+    if unmoved:
+        part = unmoved[0].split(".")[0]
+        raise NotYet(
+            f"`{part}` has not moved. Give the optimiser all of `model.parameters()`, and let both losses, the "
+            "classifier's and the boxes', reach the total."
+        )
+    if losses[-1] > OVERFITTED * losses[0]:
+        raise NotYet(
+            f"The loss only went from {losses[0]:.2f} to {losses[-1]:.2f}. Does each step start with "
+            "`optimiser.zero_grad()`? Without it the gradients of all steps so far add up."
+        )
+    return f"The loss went from {losses[0]:.2f} to {losses[-1]:.3f}. A system that cannot overfit one batch is broken."
+
+
+class ToySystem(torch.nn.Module):
+    """Images (B, 1, 16, 16) → logits (B, 2) and theta (B, 4): a localiser and a classifier of one layer each."""
+
+    def __init__(self):
+        super().__init__()
+        self.localiser, self.classifier = torch.nn.Linear(256, 4), torch.nn.Linear(64, 2)
+        torch.nn.init.zeros_(self.localiser.weight)
+        self.localiser.bias = torch.nn.Parameter(torch.tensor([0.9, 0.9, 0.0, 0.0]))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        theta = self.localiser(images.flatten(1))
+        return self.classifier(crop(images, theta, 8).flatten(1)), theta
+
+
+def toy_batch() -> tuple[ToySystem, Tensor, Tensor, Tensor]:
+    """A fresh `ToySystem`, 8 images (8, 1, 16, 16), labels (8,), and the theta (8, 4) that a teacher gives them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        images, labels = 0.1 * torch.randn(8, 1, 16, 16), torch.arange(8) % 2
+        boxes = torch.zeros(8, 4)
+        for i in range(8):
+            x, y = 1 + i, 9 - i
+            images[i, 0, y : y + 5, x : x + 5] += 1.0
+            images[i, 0, y + 2, x + 1 + 2 * int(labels[i])] -= 2.0  # the mark: left or right
+            boxes[i] = torch.tensor([x, y, x + 5, y + 5]) / 16
+        return ToySystem(), 0.5 * images, labels, box_to_theta(boxes)
+
+
+@check(13, "The loud voice is not always the one you expect: measure before you name a culprit.")
+def loudest(function: Callable) -> None:
+    """culprit(losses, A): name → loss, and the map A that they depend on → name of the loss that moves A most."""
+    for scales in ((1.0, 0.5, 9.0), (9.0, 1.0, 0.1), (1.0, 80.0, 0.2)):
+        A = torch.linspace(-1, 1, 9).requires_grad_()
+        senders = {
+            "classification": scales[0] * (5 + (A * 0.1).sum()),
+            "attention": scales[1] * (A - 0.5).square().mean(),
+            "affine": scales[2] * (torch.tanh(3 * A) * torch.linspace(1, -1, 9)).sum().square() / 50,
+        }
+        answer = _call(function, senders, A)
+        if answer not in senders:
+            raise NotYet(f"`culprit` returned {answer!r}; the name of a loss is needed: {', '.join(senders)}.")
+        norms = {n: float(torch.autograd.grad(loss, A, retain_graph=True)[0].norm()) for n, loss in senders.items()}
+        if answer == max(norms, key=norms.__getitem__):
+            continue
+        if answer == max(senders, key=lambda name: float(senders[name].detach())):
+            raise NotYet(
+                "You named the largest loss. A large value may be flat: what moves A is its gradient, "
+                "`torch.autograd.grad(loss, A, retain_graph=True)`."
+            )
+        listed = ", ".join(f"{name} {norm:.2f}" for name, norm in norms.items())
+        raise NotYet(
+            f"You say {answer!r}, but the norms of the gradients into A are {listed}. Take the norm over all cells: in "
+            "a sum, signs cancel."
+        )
+
+
+@check(
+    14, "None of the three raises an error, and the loss falls with all of them: only a test of each part finds them."
+)
+def bug_hunt(brightest: Callable, teacher_loss: Callable, predict: Callable) -> None:
+    """Three mended functions of the notebook.
+
+    brightest: map (n, n) → x, y of its largest cell's middle, in [0, 1]; teacher_loss: attnet, teacher, images → scalar
+    that teaches attnet alone; predict: network, images → its output, whatever else is in the batch.
+    """
+    centre = _numbers(brightest, [_map(8, {(1, 6): 1.0})], [2])
+    if _same(centre, torch.tensor([1.5, 6.5]) / 8):
+        raise NotYet("A bird in row 1 and column 6 is found at x = 1.5/8: x and y are still swapped.")
+    _compare(centre, torch.tensor([6.5, 1.5]) / 8, {}, "`brightest` of a map with its only cell in row 1, column 6")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attnet, teacher = (torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(2))
+        images = torch.randn(4, 1, 8, 8)
+    _expect_pupil_alone(teacher_loss, attnet, teacher, images)
+    network = torch.nn.Sequential(attnet, torch.nn.BatchNorm2d(1)).train()
+    before = network[1].running_mean.clone()
+    alone, together = _call(predict, network, images[:1]), _call(predict, network, images)[:1]
+    if not _same(before, network[1].running_mean) or not _same(alone, together):
+        raise NotYet(
+            "The answer for a photo depends on the photos beside it, or `predict` changes the running statistics: "
+            "BatchNorm is in training mode while it predicts. Which call switches a module to evaluation?"
+        )
+
+
+def _expect_pupil_alone(teacher_loss: Callable, attnet: torch.nn.Module, teacher: torch.nn.Module, images: Tensor):
+    """Raises NotYet where the loss is not the mean squared distance of the maps, or teaches anyone but attnet."""
+    loss = _numbers(teacher_loss, [attnet, teacher, images], [])
+    _compare(loss.detach(), (attnet(images) - teacher(images)).square().mean().detach(), {}, "`teacher_loss`")
+    if loss.requires_grad:
+        loss.backward()
+    heard = {name: any(w.grad is not None for w in net.parameters()) for name, net in (("a", attnet), ("t", teacher))}
+    if heard["t"]:
+        raise NotYet(
+            "The teacher still gets a gradient: it is pulled towards its pupil, and the loss falls although nobody "
+            "learns where the bird is. Compute its map without gradient."
+        )
+    if not heard["a"]:
+        raise NotYet("Now AttNet gets no gradient either. Detach the teacher's map, not the pupil's.")
 
 
 # Notebook E3: on runs and photos

@@ -1,0 +1,20 @@
+"""The plate of all species, which README and notebook 01 show."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from synthbirds import species_list
+from synthbirds.plate import paint_plate
+
+COMMITTED = Path(__file__).parent.parent / "docs" / "images" / "plate.png"
+
+
+def test_the_committed_plate_is_what_the_command_writes():
+    """`python -m synthbirds.plate docs/images/plate.png`"""
+    plate = paint_plate()
+    assert list(plate.convert("RGB").resize((40, 40)).getdata()) == list(
+        Image.open(COMMITTED).convert("RGB").resize((40, 40)).getdata()
+    )
+    assert COMMITTED.stat().st_size < 400_000
+    assert plate.width * plate.height > 100 * 100 * len(species_list())
