@@ -19,6 +19,7 @@ from fgvclib.tools.cli import main
 
 INSTRUCTOR = sorted(course.INSTRUCTOR.glob("*.ipynb"))
 EXERCISES = {"E1_map_to_box": [1, 2, 3, 4], "E2_gradients": [5, 6, 7], "E3_failures_and_teachers": [8, 9, 10]}
+EXERCISES["E4_crop_and_training"] = [11, 12, 13, 14]
 
 
 # Student notebooks
@@ -207,6 +208,62 @@ def teacher_features():
     return features, boxes
 
 
+def crop(images, theta, size, swap=False, align=False, cut=False):
+    """By matrix products, without `affine_grid`."""
+    if cut:
+        theta = theta.detach()
+    if swap:
+        theta = theta[:, [1, 0, 3, 2]]
+    places = torch.linspace(-1, 1, size) if align else (torch.arange(size) * 2 + 1) / size - 1
+    x = theta[:, :1] * places + theta[:, 2:3]  # (B, size)
+    y = theta[:, 1:2] * places + theta[:, 3:4]
+    grid = torch.stack([x[:, None].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
+    return F.grid_sample(images, grid, align_corners=align)
+
+
+def overfit(model, images, labels, targets, steps, parts="localiser classifier", zero=True, rate=0.02):
+    """With plain arithmetic in place of an optimiser; `parts` are the modules that it moves."""
+    losses, chosen = [], [p for name, p in model.named_parameters() if name.split(".")[0] in parts]
+    speeds = [torch.zeros_like(p) for p in chosen]
+    for _ in range(steps):
+        logits, theta = model(images)
+        loss = F.cross_entropy(logits, labels) + F.smooth_l1_loss(theta, targets)
+        if zero:
+            model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for p, speed in zip(chosen, speeds, strict=True):
+                speed.mul_(0.9).add_(p.grad)
+                p -= rate * speed
+        losses.append(loss.detach())
+    return losses
+
+
+def culprit(losses, A):
+    """By backward passes, one for each loss."""
+    sizes = {}
+    for name, loss in losses.items():
+        A.grad = None
+        loss.backward(retain_graph=True)
+        sizes[name] = float(A.grad.square().sum())
+    A.grad = None
+    return sorted(sizes, key=sizes.get)[-1]
+
+
+def brightest(attention):
+    row, column = (attention == attention.max()).nonzero()[0]
+    return torch.stack([(column + 0.5) / attention.shape[1], (row + 0.5) / attention.shape[0]])
+
+
+def teacher_loss(attnet, teacher, images):
+    return F.mse_loss(attnet(images), teacher(images).detach())
+
+
+def predict(network, images):
+    with torch.inference_mode():
+        return network.train(False)(images)
+
+
 RIGHT = [
     (checks.box_and_theta, [to_theta, to_box]),
     (checks.hull, [hull]),
@@ -218,6 +275,10 @@ RIGHT = [
     (checks.stuck_runs, [lambda scores: STUCK, SCORES]),
     (checks.diagnosis, [diagnose]),
     (checks.teacher, [lambda features: (features[:, :1], 0.5), *teacher_features()]),
+    (checks.write_the_crop, [crop]),
+    (checks.overfits, [overfit]),
+    (checks.loudest, [culprit]),
+    (checks.bug_hunt, [brightest, teacher_loss, predict]),
 ]  # fmt: skip
 
 
@@ -288,6 +349,21 @@ WRONG = [
     (checks.teacher, [lambda f: (torch.ones(8, 1, 8, 8), 0.5), *teacher_features()], "same for every photo"),
     (checks.teacher, [lambda f: (f[:, 0], 0.5), *teacher_features()], "keepdim"),
     (checks.teacher, [lambda f: (f[:, :1], 30), *teacher_features()], "between them"),
+    (checks.write_the_crop, [lambda *a: crop(*a, swap=True)], "x and y are swapped"),
+    (checks.write_the_crop, [lambda *a: crop(*a, align=True)], "align_corners=True"),
+    (checks.write_the_crop, [lambda *a: crop(*a, cut=True)], "no gradient reaches"),
+    (checks.write_the_crop, [lambda i, t, n: crop(i, t * torch.tensor([1, 1, -1, -1]), n)], "wrong sign"),
+    (checks.overfits, [lambda *a: overfit(*a, rate=0)], "No parameter has moved"),
+    (checks.overfits, [lambda *a: overfit(*a, parts="classifier")], "`localiser"),
+    (checks.overfits, [lambda *a: overfit(*a, zero=False)], "zero_grad"),
+    (checks.overfits, [lambda *a: overfit(*a)[:3]], "append one in every step"),
+    (checks.loudest, [lambda losses, A: max(losses, key=lambda name: losses[name].item())], "the largest loss"),
+    (checks.loudest, [lambda losses, A: "attention"], "in a sum, signs cancel"),
+    (checks.loudest, [lambda losses, A: 3], "the name of a loss is needed"),
+    (checks.bug_hunt, [lambda a: brightest(a).flip(0), teacher_loss, predict], "still swapped"),
+    (checks.bug_hunt, [brightest, lambda a, t, x: F.mse_loss(a(x), t(x)), predict], "teacher still gets a gradient"),
+    (checks.bug_hunt, [brightest, lambda a, t, x: F.mse_loss(a(x).detach(), t(x).detach()), predict], "AttNet gets no"),
+    (checks.bug_hunt, [brightest, teacher_loss, lambda network, x: network(x).detach()], "BatchNorm is in training"),
 ]  # fmt: skip
 
 
