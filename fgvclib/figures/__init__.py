@@ -25,8 +25,10 @@ from fgvclib.figures.lessons import (
     figure_1,
     hull_steps,
     kmax_figure,
+    mask_figure,
     preprocessing_figure,
     pulls_figure,
+    theta_figure,
 )
 from fgvclib.figures.style import (
     ATTENTION_MAP,
@@ -126,6 +128,8 @@ __all__ = [
     "figure_1",
     "hull_steps",
     "kmax_figure",
+    "mask_figure",
+    "theta_figure",
     "preprocessing_figure",
     "pulls_figure",
 ]

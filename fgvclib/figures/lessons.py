@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
-from fgvclib.figures.boxes import box_legend, outline_cells, show_attention, show_image
+from fgvclib.figures.boxes import box_legend, cut, draw_box, outline_cells, show_attention, show_image
 from fgvclib.figures.style import ATTENTION_MAP, BOX_STYLES, MARKERS, SERIES, _label_rows, image_grid
 from fgvclib.model.geometry import min_max_normalise
 
@@ -106,20 +106,51 @@ def hull_steps(
     return figure
 
 
-def preprocessing_figure(stages: Mapping[str, Tensor], threshold: float, sharpnesses: Sequence[float]) -> Figure:
-    """Stages of AffNet's pre-processing on one map (n, n), and the curve that each sharpness makes of a cell."""
-    size, ratios = (2.35 * len(stages) + 3.6, 2.75), [*[1] * len(stages), 1.5]
-    figure, axes = plt.subplots(1, len(ratios), figsize=size, width_ratios=ratios)
-    for ax, (name, values) in zip(axes, stages.items(), strict=False):
-        show_attention(ax, values, f"{name}\n{values.min():.2f} … {values.max():.2f}")
-    cells = torch.linspace(0, 1, 501)
-    for k in sharpnesses:
-        axes[-1].plot(cells, torch.sigmoid(k * (cells - threshold).relu()), label=f"k = {k:g}")
-    axes[-1].axvline(threshold, color="black", linewidth=1, linestyle=":")
-    axes[-1].set(title="The larger k, the harder the step", xlabel="normalised cell", ylabel="pre-processed cell")
-    axes[-1].set_ylim(0, 1.03)
-    axes[-1].legend(fontsize="small", loc="lower right")
+def preprocessing_figure(attention: Tensor, threshold: float, sharpnesses: Sequence[float]) -> Figure:
+    """A map (n, n) through AffNet's pre-processing, with a mask for each sharpness; below, what becomes of a cell."""
+    normalised = min_max_normalise(attention[None, None]).squeeze()
+    figure = plt.figure(figsize=(10.5, 5.6))
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.1])
+    axes = above.subplots(1, 2 + len(sharpnesses))
+    show_attention(axes[0], normalised, "1. min-max: 0 to 1")
+    _show_mask(axes[1], (normalised - threshold).relu(), rf"2. subtract $w_\tau$ = {threshold:g}, ReLU")
+    for ax, k in zip(axes[2:], sharpnesses, strict=True):
+        _show_mask(ax, torch.sigmoid(k * (normalised - threshold).relu()), f"3. sigmoid, k = {k:g}")
+    curves = below.subplots(1, 2)
+    for ax, end, title in zip(
+        curves, (1.0, threshold + 0.12), ("The whole range", "Close to the threshold"), strict=True
+    ):
+        cells = torch.linspace(0 if end == 1 else threshold - 0.05, end, 501)
+        for k in (3, 10, 100, 1000):
+            ax.plot(cells, torch.sigmoid(k * (cells - threshold).relu()), label=f"k = {k:g}")
+        ax.axvline(threshold, color="black", linewidth=1, linestyle=":")
+        ax.set(title=title, xlabel="normalised cell", ylabel="cell of the mask", ylim=(0.45, 1.03))
+    curves[0].legend(loc="lower right", fontsize="small")
     return figure
+
+
+def mask_figure(attention: Tensor, mask: Tensor, box: Sequence[float]) -> Figure:
+    """A map (n, n) with its box, and the mask (n, n) that AffNet makes of it, grey from 0 (black) to 1 (white)."""
+    figure, axes = image_grid(1, 2, side=2.6)
+    show_attention(axes[0, 0], attention, "map, and the box of its cells ≥ $\\tau$", {"target": box})
+    _show_mask(axes[0, 1], mask.detach(), "mask: 0.5 is grey")
+    return figure
+
+
+def theta_figure(picture: np.ndarray, box: Sequence[float]) -> Figure:
+    """A photo (H, W, 3) with the box of a theta, and the crop inside it."""
+    figure, axes = image_grid(1, 2, side=2.6)
+    show_image(axes[0, 0], picture, r"photo, box of $\theta$", {"predicted": box})
+    show_image(axes[0, 1], cut(picture, box, len(picture)), "crop")
+    return figure
+
+
+def _show_mask(ax: Axes, values: Tensor, title: str) -> None:
+    """Values (n, n) on one grey scale for all masks: 0 is black, 0.5 grey, 1 white."""
+    n = len(values)
+    ax.imshow(values, cmap="gray", vmin=0, vmax=1, extent=(0, n, n, 0), interpolation="nearest")
+    ax.set_title(title, fontsize="small")
+    ax.set_axis_off()
 
 
 def axis_maxima_figure(values: Tensor, box: Sequence[float], title: str) -> Figure:
@@ -131,7 +162,8 @@ def axis_maxima_figure(values: Tensor, box: Sequence[float], title: str) -> Figu
     whole = figure.add_axes((0.10, 0.08, 0.55, 0.55))
     columns = figure.add_axes((0.10, 0.67, 0.55, 0.20))
     rows = figure.add_axes((0.69, 0.08, 0.20, 0.55))
-    show_attention(whole, values, boxes={"target": box})
+    _show_mask(whole, values, "")
+    draw_box(whole, box, "target", n, n)
     edges = np.arange(n + 1)
     columns.stairs(values.amax(dim=0), edges, fill=True, color=SERIES[0])
     rows.stairs(values.amax(dim=1), edges, fill=True, color=SERIES[1], orientation="horizontal")

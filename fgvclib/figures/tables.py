@@ -171,30 +171,29 @@ def measured_figure(table: pd.DataFrame, column: str) -> Figure:
 
 
 def table1_errors(scores: Mapping[str, pd.DataFrame], levels: Sequence[float] = (0.80, 0.95)) -> Figure:
-    """Rows of Table 1 in full: share of the maps up to an error, and share above an IoU; names with "+ prep." solid.
+    """Share of the maps up to an error, and above an IoU: four rows of Table 1 in colour, the others grey.
 
-    Rows without scores, which were not trained, are left out.
+    Rows that were not trained have empty tables and are left out.
     """
-    scores = {name: table for name, table in scores.items() if len(table)}
-    figure, (errors, overlaps) = plt.subplots(1, 2, figsize=(12.5, 4.4))
-    models = list(dict.fromkeys(name.removesuffix(" + prep.") for name in scores))
-    for name, table in scores.items():
-        plain = name.removesuffix(" + prep.")
-        number = models.index(plain) % len(SERIES)
-        look = {"color": SERIES[number], "linestyle": "--" if name == plain else "-"}
-        look |= {"marker": MARKERS[number], "markersize": 5, "markevery": (0.03 * number, 0.2)}
-        shares = 100 * np.arange(1, len(table) + 1) / len(table)
-        errors.plot(np.sort(table["sl1_error"].clip(lower=1e-7)), shares, label=name, **look)
+    shown = [f"{name} + prep." for name in ("AffNet", "SoftHull", "ResNet-S", "FFNN")]
+    figure, (errors, overlaps) = plt.subplots(1, 2, figsize=(11, 4.2))
+    for name, table in sorted(scores.items(), key=lambda pair: pair[0] in shown):
+        look = {"color": "0.8", "linestyle": "-", "linewidth": 1}
+        if name in shown:
+            i = shown.index(name)
+            look = {"color": SERIES[i], "linestyle": "-", "label": name, "marker": MARKERS[i], "markersize": 5}
+            look |= {"markevery": (0.05 * i, 0.2)}
+        shares = 100 * np.arange(1, len(table) + 1) / max(len(table), 1)
+        errors.plot(np.sort(table["sl1_error"].clip(lower=1e-7)), shares, **look)
         overlaps.plot(np.sort(table["iou"])[::-1], shares, **look)
     errors.set(title="Share of the maps up to an error: left is better", xlabel="SL1 error of a map", xscale="log")
-    overlaps.set(
-        title="Share of the maps above an IoU: right is better", xlabel="IoU with the target box", xlim=(0.5, 1)
-    )
+    title = "Share of the maps above an IoU: right is better"
+    overlaps.set(title=title, xlabel="IoU with the target box", xlim=(0.5, 1))
     for level in levels:
         overlaps.axvline(level, color="black", linewidth=1, linestyle=":")
     for ax in (errors, overlaps):
         ax.set(ylabel="maps, %", ylim=(0, 101))
-    figure.legend(loc="outside right center", fontsize="small")
+    figure.legend(*errors.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -212,11 +211,12 @@ def sharpness_figure(sweep: pd.DataFrame, authors: float, sharp: float) -> Figur
     gradients.set_title("Where the lines part, few maps carry the gradient")
     gradients.set_ylabel(r"mean $|\partial\theta / \partial A|$ over the cells")
     gradients.set_yscale("symlog", linthresh=1e-4)
-    for ax, place in ((hits, "upper left"), (gradients, "lower left")):
+    for ax in (hits, gradients):
         ax.axvline(authors, color="black", linewidth=1, linestyle=":", label=f"authors' k = {authors:g}")
         ax.axvline(sharp, color="black", linewidth=1, linestyle="-.", label=f"Table 1's k = {sharp:g}")
         ax.set(xscale="log", xlabel="sharpness $k$")
-        ax.legend(loc=place, fontsize="small")
+    for ax in (hits, gradients):
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize="small")
     return figure
 
 
