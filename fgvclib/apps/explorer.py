@@ -139,7 +139,7 @@ class Explorer:
     def __init__(self, experiment: Experiment):
         self.config = experiment.config
         self.experiment = experiment
-        self.rows = [row for row in [*reversed(ROWS), SETTING_2] if experiment.has_run(row)]
+        self.rows = [row for row in [*reversed(ROWS), SETTING_2] if experiment.is_trained(row)]
         self.classes = [readable(name) for name in experiment.splits.class_names]
         self._models: dict[str, EndToEndModel] = {}
         self._seen: tuple[str, Photo, Seen] | None = None
@@ -147,7 +147,7 @@ class Explorer:
     def model(self, row: str) -> EndToEndModel:
         """The trained model of a row of Table 2, loaded once."""
         if row not in self._models:
-            self._models[row] = self.experiment.run(row).model
+            self._models[row] = self.experiment.trained(row).model
         return self._models[row]
 
     def as_trained(self, row: str) -> tuple[float, float]:

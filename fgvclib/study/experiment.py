@@ -9,17 +9,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fgvclib.config import Config, load_config, results_folder
+from fgvclib.config import PROJECT, Config, load_config, results_folder
 from fgvclib.data.fixed_boxes import with_fixed_boxes
 from fgvclib.data.splits import Splits, load_splits
 from fgvclib.study.bounds import BOUNDS
 from fgvclib.study.table2 import ROWS
-from fgvclib.training.runs import Run, train_or_load
+from fgvclib.training.runs import Run, load_run, train_or_load
 from fgvclib.utils.device import device_name
 from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
 from fgvclib.utils.literal import literal
 
 SETTING_2 = "setting 2"
+SHIPPED = PROJECT / "results" / "reference"  # what tools/reference.py publishes
 
 
 def read_seeds(seeds: Sequence[int] | int | str) -> list[int]:
@@ -69,6 +70,29 @@ class Experiment:
         """The run of a row with a seed (the first one where none is given), trained if it is not there yet."""
         seed = self.seeds[0] if seed is None else seed
         return train_or_load(self.row_config(row), self._splits_of(row), seed, self.run_folder(row, seed), announce)
+
+    def trained(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run:
+        """`run`, but what is not trained here yet is taken from the committed runs, where they have it.
+
+        Of most rows these hold predictions and scores; weights are shipped for "End-to-end" with seed 0 alone.
+        """
+        return self._shipped(row, seed, announce) or self.run(row, seed, announce)
+
+    def is_trained(self, row: str, seed: int | None = None) -> bool:
+        """Whether `trained` gives a model without training."""
+        shipped = None if self.has_run(row, seed) else self._shipped(row, seed, lambda text: None)
+        return self.has_run(row, seed) or (shipped is not None and shipped.checkpoint.exists())
+
+    def _shipped(self, row: str, seed: int | None, announce: Callable[[str], None]) -> Run | None:
+        folder = SHIPPED / self.folder.name / "runs" / self.run_folder(row, seed).name
+        if self.has_run(row, seed):
+            return None
+        seed = self.seeds[0] if seed is None else seed
+        try:
+            return load_run(self.row_config(row), self._splits_of(row), seed, folder, announce)
+        except ValueError as error:  # drawn with other library versions, the photos are not the same to the byte
+            announce(f"The committed run is of no use here: {error}")
+            return None
 
     def _splits_of(self, row: str) -> Splits:
         """Tables of the row: photos that are cut before training carry where."""

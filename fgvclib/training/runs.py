@@ -108,6 +108,17 @@ def train_or_load(
     return run
 
 
+def load_run(
+    config: Config, splits: Splits, seed: int, folder: Path, announce: Callable[[str], None] = print
+) -> Run | None:
+    """The finished run in `folder`, None where there is none; nothing is trained or moved. Raises ValueError."""
+    done = Path(folder) / "metrics.json"
+    if not done.exists():
+        return None
+    _check(Path(folder), read_json(done), run_identity(config, splits, seed), announce)
+    return Run(Path(folder), config, seed, splits)
+
+
 def _check(folder: Path, stored: dict, identity: dict, announce: Callable[[str], None]) -> None:
     """Raises ValueError for a finished run that is not the one of `identity`; announces what else one should know."""
     processes = stored.get("world_size", 1)

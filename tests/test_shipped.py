@@ -1,0 +1,54 @@
+"""A trained system without training: the committed run is shown until one is trained here."""
+
+import pytest
+
+from fgvclib.study import experiment as module
+from fgvclib.study.experiment import Experiment
+
+
+@pytest.fixture
+def smoke(tmp_path, monkeypatch, splits):
+    """An experiment with results and committed runs of its own; training and loading only say which folder they use."""
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(module, "SHIPPED", tmp_path / "reference")
+    monkeypatch.setattr(module, "train_or_load", lambda config, splits, seed, folder, announce: ("trained", folder))
+    experiment = Experiment("smoke", "synthbirds", [0])
+    experiment.splits = splits
+    return experiment
+
+
+def committed(experiment, monkeypatch, answer):
+    folder = module.SHIPPED / "smoke-synthbirds" / "runs" / "End-to-end-seed0"
+
+    def load(config, splits, seed, asked, announce):
+        assert asked == folder and seed == 0
+        return answer()
+
+    monkeypatch.setattr(module, "load_run", load)
+
+
+def test_committed_run_is_taken_where_none_is_trained(smoke, monkeypatch):
+    committed(smoke, monkeypatch, lambda: "the committed run")
+    assert smoke.trained("End-to-end") == "the committed run"
+
+
+def test_a_run_of_this_machine_comes_first(smoke, monkeypatch):
+    committed(smoke, monkeypatch, lambda: pytest.fail("the committed run was asked for"))
+    (smoke.run_folder("End-to-end") / "metrics.json").parent.mkdir(parents=True)
+    (smoke.run_folder("End-to-end") / "metrics.json").write_text("{}")
+    assert smoke.trained("End-to-end") == ("trained", smoke.run_folder("End-to-end"))
+
+
+def test_a_committed_run_of_other_photos_is_named_and_left(smoke, monkeypatch):
+    def other():
+        raise ValueError("it holds another run (other photos).")
+
+    said = []
+    committed(smoke, monkeypatch, other)
+    assert smoke.trained("End-to-end", announce=said.append)[0] == "trained"
+    assert said == ["The committed run is of no use here: it holds another run (other photos)."]
+
+
+def test_without_committed_runs_it_is_trained(smoke):
+    assert smoke.trained("End-to-end")[0] == "trained"
+    assert not smoke.is_trained("End-to-end")
