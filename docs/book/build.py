@@ -12,8 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fgvclib.apps.page import export_page
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCE = ROOT / "results" / "reference"
+SHIPPED = REFERENCE / "cpu-synthbirds" / "runs" / "End-to-end-seed0" / "checkpoint.pt"
 DOCUMENTS = ["docs/book/index.md", "docs/book/play.md", "docs/teaching.md", "docs/cluster.md", "data/README.md"]
 DOCUMENTS += ["CONTRIBUTING.md"]
 HOME = '<meta http-equiv="refresh" content="0; url=docs/book/index.html">\n'
@@ -32,6 +35,8 @@ def main(site: Path, play: bool = True) -> int:
         command += ["-c", str(source / "docs" / "book"), "-D", "root_doc=docs/book/index", str(source), str(site)]
         status = subprocess.run(command, check=False).returncode
     (site / "index.html").write_text(HOME, encoding="utf-8")
+    if play and status == 0:
+        export_page(SHIPPED, site / "docs" / "book" / "play")
     return status
 
 

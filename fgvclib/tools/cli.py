@@ -185,9 +185,15 @@ def predict(photos, checkpoint, output, csv, json):
 @fgvc.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: model.onnx in that folder.")
-def export(run, output):
-    """Write the model in RUN, the folder of a run, as ONNX (needs the extra `onnx`)."""
-    from fgvclib.apps.export import export_run  # imports torch
+@click.option("--page", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a page for the browser instead.")
+def export(run, output, page):
+    """Write the model in RUN, the folder of a run, as ONNX, or as a web page (needs the extra `onnx`)."""
+    if page:
+        from fgvclib.apps.page import export_page  # imports torch
+
+        click.echo(f"{export_page(run / 'checkpoint.pt', page)}: serve it with `python -m http.server -d {page}`.")
+        return
+    from fgvclib.apps.export import export_run
 
     click.echo(export_run(run, output))
 
