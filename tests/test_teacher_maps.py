@@ -15,6 +15,7 @@ from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.backbones import create_backbone
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.model.teacher import Teacher, principal_component
+from fgvclib.study.table2 import ROWS
 from fgvclib.training.loop import build_loss, train, train_localisation
 from fgvclib.training.runs import train_or_load
 
@@ -102,9 +103,10 @@ def test_teacher_without_a_component_has_none(config, splits):
         replace(config, teacher_mean="ddt", teacher_weights="live")
 
 
-def test_trained_model_finds_by_itself_what_its_kept_maps_say(config, splits, tmp_path):
+@pytest.mark.parametrize("row", ["End-to-end", "Baseline"])
+def test_trained_model_finds_by_itself_what_its_kept_maps_say(config, splits, tmp_path, row):
     """The component travels in the checkpoint: a loaded model needs no pass over the training photos."""
-    config = replace(config, teacher_mean="ddt+rms", epochs=1)
+    config = replace(config, teacher_mean="ddt+rms", epochs=1, **ROWS[row])
     run = train_or_load(config, splits, 0, tmp_path / "run", announce=lambda text: None)
     images = torch.cat([batch["image"] for batch in evaluation_loader(splits.test, config)])
     kept = teacher_maps(splits.test, config, teacher_component(splits.train, config))

@@ -58,11 +58,10 @@ def teacher_component(training: pd.DataFrame, config: Config) -> Tensor | None:
     """
     if not build_teacher(config).needs_component:
         return None
-    paths = _stored(training, config)
-    name = hashlib.sha256(json.dumps(sorted(path.name for path in paths)).encode()).hexdigest()[:20]
-    kept = _folder(config) / "components" / f"{name}.npy"
+    names = sorted(path.name for path in _files(training, config))
+    kept = _folder(config) / "components" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:20]}.npy"
     if not kept.exists():
-        _save(kept, principal_component(_batches(paths)).numpy())
+        _save(kept, principal_component(_batches(_stored(training, config))).numpy())
     return torch.from_numpy(np.load(kept))
 
 
@@ -89,12 +88,16 @@ def _stored(photos: pd.DataFrame, config: Config) -> list[Path]:
     """
     if config.teacher_weights != "imagenet":
         raise ValueError("teacher_weights is 'live': such a teacher has no fixed maps; choose 'imagenet'.")
-    kept = [_folder(config) / f"{_photo_key(path)}.npy" for path in photos["path"]]
+    kept = _files(photos, config)
     if not all(path.exists() for path in kept):
         with locked(_folder(config) / ".lock"):
             missing = {path: photo for path, photo in zip(kept, photos["path"], strict=True) if not path.exists()}
             _compute(missing, config)
     return kept
+
+
+def _files(photos: pd.DataFrame, config: Config) -> list[Path]:
+    return [_folder(config) / f"{_photo_key(path)}.npy" for path in photos["path"]]
 
 
 def _compute(missing: dict[Path, str], config: Config) -> None:

@@ -55,12 +55,10 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     schedule = build_schedule(optimiser, config)
     fixed_teacher = criterion.needs_teacher and config.teacher_weights == "imagenet"
     with accelerator.main_process_first():  # the others find the maps on disk
-        maps = None
-        if fixed_teacher:
-            component = teacher_component(splits.train, config)
-            if component is not None:
-                model.teacher_component.copy_(component)
-            maps = teacher_maps(splits.train, config, component)
+        component = teacher_component(splits.train, config)
+        maps = teacher_maps(splits.train, config, component) if fixed_teacher else None
+    if component is not None:  # kept with the weights also where nothing learns from it: the teacher's box is scored
+        model.teacher_component.copy_(component)
     loader, sampler = training_loader(splits.train, config, seed, maps)
     validation_loader = evaluation_loader(splits.validation, config) if len(splits.validation) else []
     identity = run_identity(config, splits, seed)

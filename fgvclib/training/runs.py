@@ -22,7 +22,7 @@ from fgvclib.config import Config
 from fgvclib.data.index import BOX
 from fgvclib.data.loaders import evaluation_loader
 from fgvclib.data.splits import Splits, has_boxes
-from fgvclib.data.teacher_maps import teacher_component, teacher_maps
+from fgvclib.data.teacher_maps import teacher_maps
 from fgvclib.model.geometry import target_box
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.training.checkpoints import previous_path, read_checkpoint
@@ -237,8 +237,7 @@ def _predict_test(run: Run) -> pd.DataFrame:
     fixed = run.config.teacher_weights == "imagenet"
     accelerator = create_accelerator(run.config.precision)
     with accelerator.main_process_first():
-        component = teacher_component(run.splits.train, run.config) if fixed else None
-        maps = teacher_maps(run.splits.test, run.config, component) if fixed else None
+        maps = teacher_maps(run.splits.test, run.config, run.model.teacher_component) if fixed else None
     loader = accelerator.prepare(evaluation_loader(run.splits.test, run.config, maps))
     model = run.model.to(accelerator.device)
     box, gather = partial(target_box, config=run.config), accelerator.gather_for_metrics
