@@ -56,14 +56,14 @@ def box_coverage(photos: pd.DataFrame, cells: int = 50) -> np.ndarray:
     return np.einsum("ny,nx->yx", down.astype(float), across.astype(float)) / len(photos)
 
 
-def kmax_figure(feature_maps: Tensor, k: int) -> Figure:
-    """Some feature maps (N, h, w) with their k largest cells outlined: what global k-max pooling averages."""
-    figure, axes = image_grid(1, len(feature_maps), side=2.1)
-    for ax, values in zip(axes[0], feature_maps.detach(), strict=True):
+def kmax_figure(feature_maps: Tensor, k: int, picture: np.ndarray) -> Figure:
+    """A photo (H, W, 3), and some of its feature maps (N, h, w) with the k largest cells outlined."""
+    figure, axes = image_grid(1, 1 + len(feature_maps), side=1.8)
+    show_image(axes[0, 0], picture, "the photo")
+    for ax, values in zip(axes[0, 1:], feature_maps.detach(), strict=True):
         best = values.flatten().topk(min(k, values.numel()))
         cells = torch.zeros(values.numel(), dtype=torch.bool).index_fill(0, best.indices, True)
-        title = f"mean of the {k} largest: {best.values.mean():.2f}\nmean of all cells: {values.mean():.2f}"
-        show_attention(ax, values, title)
+        show_attention(ax, values, f"{k} largest: {best.values.mean():.2f}\nall cells: {values.mean():.2f}")
         outline_cells(ax, cells.view_as(values).numpy(), linewidth=2)
     return figure
 
@@ -88,21 +88,39 @@ _WHITE = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": "none
 
 
 def hull_steps(
-    pictures: np.ndarray, maps: Tensor, threshold: float, true_boxes: np.ndarray, boxes: Tensor, iou: Tensor
+    pictures: np.ndarray,
+    maps: Tensor,
+    threshold: float,
+    boxes: Tensor,
+    true_boxes: np.ndarray | None = None,
+    iou: Tensor | None = None,
 ) -> Figure:
-    """From map to box: photos, their maps (N, 1, n, n), the cells >= threshold with their hull, and both boxes."""
-    figure, axes = image_grid(4, len(pictures), side=1.75)
+    """From map to box: photos, their maps (N, 1, n, n), the cells >= threshold with their hull, and the boxes.
+
+    True boxes and IoU (N,) are drawn where they are known. A single photo is shown in a row, several in columns.
+    """
+    if len(pictures) == 1:
+        figure, axes = image_grid(1, 4, side=2.3)
+        axes = axes.T
+    else:
+        figure, axes = image_grid(4, len(pictures), side=1.75)
     normalised = min_max_normalise(maps).squeeze(1)
     for column, (picture, values, box) in enumerate(zip(pictures, normalised, boxes, strict=True)):
         show_image(axes[0, column], picture)
         show_attention(axes[1, column], values)
         show_attention(axes[2, column], values, boxes={"target": box})
         outline_cells(axes[2, column], values.numpy() >= threshold)
-        found = {"true": true_boxes[column], "target": box}
-        show_image(axes[3, column], picture, f"IoU {iou[column]:.2f}", found)
+        known = {} if true_boxes is None else {"true": true_boxes[column]}
+        title = "" if iou is None else f"IoU {iou[column]:.2f}"
+        show_image(axes[3, column], picture, title, known | {"target": box})
     labels = ["photo", "$M$, normalised", rf"cells ≥ {threshold:g}, hull", "boxes"]
-    _label_rows(axes, labels)
-    box_legend(figure, ["true", "target"], {"target": r"hull box of the cells ≥ $\tau$"})
+    if len(pictures) == 1:
+        for ax, label in zip(axes[:, 0], labels, strict=True):
+            ax.set_title(label, fontsize="small")
+    else:
+        _label_rows(axes, labels)
+    kinds = ["target"] if true_boxes is None else ["true", "target"]
+    box_legend(figure, kinds, {"target": r"hull box of the cells ≥ $\tau$"})
     return figure
 
 
