@@ -111,7 +111,7 @@ def teachers_figure(table: pd.DataFrame, trivial: float) -> Figure:
     ax.axhline(trivial, color="black", linewidth=1, linestyle=":", label="centre box 0.7")
     name, tau = table.stack().idxmax()
     ax.set(xlabel=r"threshold $\tau$", ylabel="BoxAcc@0.5, validation photos", ylim=(0, 1))
-    beaten = int((table.max(axis=1) <= trivial).sum())
+    beaten = int((table.max(axis=1) < trivial).sum())
     ax.set_title(
         f"A box that looks at nothing ({trivial:.2f}) beats {beaten} of {len(table)} teachers at every threshold\n"
         rf"Best: {name} at $\tau$ = {tau:g}, {table.max(axis=None):.2f}"
