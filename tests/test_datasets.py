@@ -684,7 +684,7 @@ def test_size_is_known_without_decoding(tmp_path, orientation, cut):
 
 def test_photo_of_one_pixel(tmp_path):
     Image.new("RGB", (1, 1), (10, 20, 30)).save(tmp_path / "one.png")
-    assert (load_pixels((str(tmp_path / "one.png"),), 8) == [10, 20, 30]).all()
+    assert (load_pixels((str(tmp_path / "one.png"),), 8)[0] == [10, 20, 30]).all()
     assert read_photo(tmp_path / "one.png", cut_bottom=20).size == photo_size(tmp_path / "one.png", 20) == (1, 1)
 
 
