@@ -24,8 +24,8 @@ from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.study.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.study.contenders import ResNet50
 from fgvclib.study.table2 import ROWS
-from fgvclib.training.loop import build_loss, build_optimiser
-from fgvclib.utils.device import autocast, default_device, device_name, forward
+from fgvclib.training.loop import build_loss, build_optimiser, losses, training_step
+from fgvclib.utils.device import autocast, default_device, device_name
 
 CLASSES = 200  # of CUB-200-2011, where the configuration does not limit them
 LEAST_REPETITIONS = 3
@@ -198,7 +198,7 @@ def affnet_sides(config: Config) -> dict[str, Callable[[], object]]:
 
 
 class TrainingStep:
-    """One step of the training loop on noise: forward, losses, backward, SGD; a side for `compare`.
+    """One step of the training loop on a batch of noise, again and again; a side for `compare`.
 
     `teacher`: "live" runs the teacher pass in the step, as in the paper; "given" gets the map with the batch. A
     configuration without local losses, the baseline, needs neither. It computes with `config.precision`.
@@ -210,26 +210,21 @@ class TrainingStep:
         num_classes = self.model.classifier.output.out_features
         self.criterion = build_loss(config, num_classes).to(default_device())
         self.optimiser = build_optimiser(self.model, config)
-        self.images = noise(config)
-        self.labels = torch.arange(len(self.images), device=default_device()) % num_classes
-        self.given = None
+        for group in self.optimiser.param_groups:
+            group["lr"] = 0.0  # at any other rate many steps on noise may diverge
+        labels = torch.arange(config.batch_size, device=default_device()) % num_classes
+        self.batch = {"image": noise(config), "label": labels}
         if teacher == "given":
-            self.given = torch.rand(len(self.images), 1, config.map_size, config.map_size, device=default_device())
+            maps = torch.rand(config.batch_size, 1, config.map_size, config.map_size, device=default_device())
+            self.batch["teacher_map"] = maps
         self.precision = config.precision
 
     def __call__(self) -> None:
-        self.optimiser.zero_grad()
-        self.loss().backward()
-        self.optimiser.step()
+        training_step(self.model, self.criterion, self.optimiser, self.batch, self.precision)
 
     def loss(self) -> Tensor:
         """The total loss of the batch, with its graph."""
-        with autocast(self.precision, self.images.device):
-            teacher_map = self.given
-            if teacher_map is None and self.criterion.needs_teacher:
-                teacher_map = self.model.teacher_map(self.images).float()
-        output = forward(self.model, self.images, self.precision)
-        return self.criterion(output, self.labels, teacher_map)["total"]
+        return losses(self.model, self.criterion, self.batch, self.precision)[1]["total"]
 
 
 def step_sides(config: Config) -> dict[str, Callable[[], object]]:

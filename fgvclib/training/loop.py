@@ -22,7 +22,7 @@ from fgvclib.data.loaders import evaluation_loader, training_loader
 from fgvclib.data.splits import Splits
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
-from fgvclib.model.system import EndToEndModel, build_model
+from fgvclib.model.system import EndToEndModel, ModelOutput, build_model
 from fgvclib.training.checkpoints import load_checkpoint, save_checkpoint
 from fgvclib.training.evaluation import named_box, predict, summarise
 from fgvclib.training.identity import run_identity
@@ -137,30 +137,47 @@ def train_one_epoch(
 
     `model` is an EndToEndModel as `accelerator.prepare` returns it; its passes compute with `precision`.
     """
-    teacher_map = accelerator.unwrap_model(model).teacher_map
     model.train()
     criterion.train()
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in progress(loader, "training"):
-        images, labels = batch["image"], batch["label"]
-        target = batch.get("teacher_map")
-        if target is None and criterion.needs_teacher:
-            with autocast(precision, images.device):
-                target = teacher_map(images).float()
-        output = forward(model, images, precision)
-        terms = criterion(output, labels, target)
-        optimiser.zero_grad()
-        accelerator.backward(terms["total"])
-        check_finite(terms | {"gradient": gradient_norm(model)})
-        optimiser.step()
-        terms["accuracy"] = (output.logits.argmax(dim=1) == labels).float().mean()
+        terms = training_step(model, criterion, optimiser, batch, precision)
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0) + value.detach() * len(labels)
-        count += len(labels)
+            sums[name] = sums.get(name, 0) + value.detach() * len(batch["label"])
+        count += len(batch["label"])
     # Every process has as many photos as the others: accelerate gives whole rounds of equal batches.
     sums = accelerator.reduce(sums, "mean")
     return {f"train_{name}": float(value) / count for name, value in sums.items()}
+
+
+def training_step(
+    model: EndToEndModel, criterion: EndToEndLoss, optimiser: SGD, batch: dict[str, Tensor], precision: str = "fp32"
+) -> dict[str, Tensor]:
+    """Forward, losses, backward, SGD → the terms of the loss, scalars, and the batch's accuracy.
+
+    A batch has "image" (B, 3, H, W), "label" (B,) and, where the teacher's maps are given, "teacher_map" (B, 1, n, n).
+    Raises NonFiniteLoss.
+    """
+    output, terms = losses(model, criterion, batch, precision)
+    optimiser.zero_grad()
+    terms["total"].backward()
+    check_finite(terms | {"gradient": gradient_norm(model)})
+    optimiser.step()
+    return terms | {"accuracy": (output.logits.argmax(dim=1) == batch["label"]).float().mean()}
+
+
+def losses(
+    model: EndToEndModel, criterion: EndToEndLoss, batch: dict[str, Tensor], precision: str = "fp32"
+) -> tuple[ModelOutput, dict[str, Tensor]]:
+    """A forward pass, the teacher's with it where the batch brings no maps → the output and the terms of the loss."""
+    images, target = batch["image"], batch.get("teacher_map")
+    if target is None and criterion.needs_teacher:
+        alone = getattr(model, "module", model)  # not the wrapper of several processes, which knows one pass alone
+        with autocast(precision, images.device):
+            target = alone.teacher_map(images).float()
+    output = forward(model, images, precision)
+    return output, criterion(output, batch["label"], target)
 
 
 def gradient_norm(model: EndToEndModel) -> Tensor:
