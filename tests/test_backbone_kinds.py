@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+from fgvclib.model import system
 from fgvclib.model.attnet import AttNet
 from fgvclib.model.backbones import OFFLINE, create_backbone, feature_maps, normalisation
 from fgvclib.model.geometry import crop
@@ -112,6 +113,15 @@ def test_check_of_the_shapes_leaves_the_model_as_it_was_built(tiny):
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"cpu"}
     counts = [count.item() for name, count in model.named_buffers() if name.endswith("num_batches_tracked")]
     assert counts and set(counts) == {0}
+
+
+def test_shapes_are_checked_once_for_equal_values(tiny, monkeypatch):
+    sizes, real = [], system._check
+    monkeypatch.setattr(system, "_FITTING", set())
+    monkeypatch.setattr(system, "_check", lambda model, config: sizes.append(config.crop_size) or real(model, config))
+    for size in (40, 40, 48, 40):
+        build_model(replace(tiny, crop_size=size), 3, pretrained=False)
+    assert sizes == [40, 48]
 
 
 def test_convnext_has_the_asked_stride():
