@@ -43,6 +43,7 @@ from fgvclib.model.geometry import (
 from fgvclib.model.system import EndToEndModel
 from fgvclib.study.experiment import SETTING_2, Experiment
 from fgvclib.study.table2 import ROWS
+from fgvclib.utils.device import on_default_device
 from fgvclib.utils.progress import HEADLESS
 
 ATTNET, TEACHER = "AttNet's map A", "teacher's map M"
@@ -194,12 +195,13 @@ class Explorer:
         legend = {kind: text for kind, text in LEGEND.items() if kind != "true" or photo.true_box}
         return compose(panels, legend), self._sentence(photo, seen, result, tau)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def agreement(self, row: str, thresholds: Sequence[float]) -> pd.Series:
         """Mean IoU of AffNet's box and the exact one of the same map A, over the validation photos, by threshold."""
         model = self.model(row)
         loader = evaluation_loader(self.experiment.splits.validation, self.config)
-        maps = torch.cat([model.attnet(batch["image"]) for batch in loader])
+        with on_default_device(model) as device:
+            maps = torch.cat([model.attnet(batch["image"].to(device)).cpu() for batch in loader])
         sharpness = self.as_trained(row)[1]
         masks = {tau: AttentionPreprocessor(tau, sharpness)(maps) for tau in thresholds}
         own = {tau: theta_to_box(model.affnet.estimate(mask)) for tau, mask in masks.items()}

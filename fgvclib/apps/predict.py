@@ -20,6 +20,7 @@ from fgvclib.figures import BOX_STYLES
 from fgvclib.model.geometry import theta_to_box
 from fgvclib.model.system import build_model
 from fgvclib.training.checkpoints import read_checkpoint
+from fgvclib.utils.device import default_device
 from fgvclib.utils.files import atomic_path
 from fgvclib.utils.progress import progress
 
@@ -45,16 +46,18 @@ class Recogniser:
             self.config = Config(**state["config"])
             self.model = build_model(self.config, len(self.class_names), pretrained=False).eval()
             self.model.load_state_dict(state["model"])
+            self.device = default_device()
+            self.model.to(self.device)
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"{checkpoint} does not fit this version of fgvclib; train again.") from error
 
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> Recognition:
         """An upright RGB photo → class, probability, and theta's box, clipped to the photo (without `crop_margin`)."""
-        output = self.model(to_input(photo, self.config).unsqueeze(0))
+        output = self.model(to_input(photo, self.config).unsqueeze(0).to(self.device))
         probability, label = output.logits.softmax(dim=1)[0].max(dim=0)
         width, height = photo.size
-        corners = theta_to_box(output.theta)[0].clamp(0, 1) * torch.tensor([width, height, width, height])
+        corners = theta_to_box(output.theta)[0].cpu().clamp(0, 1) * torch.tensor([width, height, width, height])
         return Recognition(self.class_names[label], probability.item(), tuple(corners.round().int().tolist()))
 
     def remarks(self) -> list[str]:

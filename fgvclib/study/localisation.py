@@ -13,6 +13,7 @@ from fgvclib.model.system import EndToEndModel
 from fgvclib.study.paper import published_localisation
 from fgvclib.training.evaluation import localisation_scores, trivial_ious
 from fgvclib.training.runs import Run, list_seeds
+from fgvclib.utils.device import on_default_device
 from fgvclib.utils.progress import progress
 
 SCORES = ["box_acc_0.3", "box_acc_0.5", "box_acc_0.7", "box_acc_mean", "gt_known_loc", "top1_loc", "mean_iou"]
@@ -25,15 +26,15 @@ def attention_maps(
     """A and M, each (N, 1, n, n) on the CPU, of a table's photos; A is None for a baseline.
 
     M is what the model was trained with: a fixed teacher's map is made at the teacher's own size (`teacher_maps`; some
-    teachers need the `training` photos), the live teacher's is that of the weights as they are now. It computes on the
-    model's device.
+    teachers need the `training` photos), the live teacher's is that of the weights as they are now.
     """
-    device, fixed = next(model.parameters()).device, config.teacher_weights == "imagenet"
+    fixed = config.teacher_weights == "imagenet"
     attention, teacher = [], []
-    for batch in progress(evaluation_loader(photos, config), "attention maps"):
-        images = batch["image"].to(device)
-        attention += [model.attnet(images).cpu()] if model.localise else []
-        teacher += [] if fixed else [model.teacher_map(images).cpu()]
+    with on_default_device(model) as device:
+        for batch in progress(evaluation_loader(photos, config), "attention maps"):
+            images = batch["image"].to(device)
+            attention += [model.attnet(images).cpu()] if model.localise else []
+            teacher += [] if fixed else [model.teacher_map(images).cpu()]
     if fixed:
         component = None if training is None else teacher_component(training, config)
         teacher = [teacher_maps(photos, config, component)]

@@ -30,7 +30,7 @@ from fgvclib.model.teacher import build_teacher
 from fgvclib.study.contenders import FFNN, ResNet50, ResNetS, SoftHull
 from fgvclib.study.paper import paper_table
 from fgvclib.training.evaluation import count_parameters
-from fgvclib.utils.device import default_device
+from fgvclib.utils.device import default_device, on_default_device
 from fgvclib.utils.files import atomic_path
 from fgvclib.utils.progress import progress
 
@@ -56,10 +56,11 @@ def export_maps(model: EndToEndModel, splits: Splits, config: Config, path: Path
     views = Subset(augmented, range(config.table1_views * len(augmented)))  # item = epoch * len + photo
     loaders = {"train": DataLoader(views, config.batch_size), "test": evaluation_loader(splits.test, config)}
     maps = {}
-    for name, loader in loaders.items():
-        batches = progress(loader, f"maps of the {name} photos")
-        found = [teacher(model.classifier.backbone, batch["image"], model.teacher_component) for batch in batches]
-        maps[name] = torch.cat(found).squeeze(1).numpy()
+    with on_default_device(model) as device:
+        for name, loader in loaders.items():
+            batches = (batch["image"].to(device) for batch in progress(loader, f"maps of the {name} photos"))
+            found = [teacher(model.classifier.backbone, X, model.teacher_component).cpu() for X in batches]
+            maps[name] = torch.cat(found).squeeze(1).numpy()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **maps, test_image_id=splits.test["image_id"].to_numpy())
 

@@ -1,5 +1,8 @@
 """The default device for everything but training, where accelerate chooses; the precision of a forward pass."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +10,17 @@ from torch import Tensor, nn
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def on_default_device(network: nn.Module) -> Iterator[torch.device]:
+    """The device for passes over many photos; the network is on it meanwhile, and on the CPU afterwards."""
+    device = default_device()
+    network.to(device)
+    try:
+        yield device
+    finally:
+        network.cpu()
 
 
 def device_name(device: torch.device | None = None) -> str:
