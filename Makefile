@@ -57,7 +57,7 @@ PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-comp
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "This needs Python 3.11 or newer and $(PYTHON) is older: name another, such as PYTHON=python3.12."; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "$(PYTHON) can not make a virtual environment: on Debian and Ubuntu, sudo apt install python3-venv."; exit 1; }
+	  echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, sudo apt install python3-venv."; exit 1; }
 	@if [ -e .venv/.installing ]; then \
 	  pid=$$(cat .venv/.installing); ! kill -0 "$$pid" 2>/dev/null || { \
 	    echo "Process $$pid is installing into .venv: let it finish, or remove .venv if it is not a make."; exit 1; }; \

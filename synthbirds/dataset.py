@@ -99,7 +99,7 @@ def _is_complete(root: Path, parameters: dict) -> bool:
     record = root / _RECORD
     if not record.is_file():
         raise ValueError(
-            f"{root} exists but is no synthetic bird data set (it has no {_RECORD}): choose another folder."
+            f"{root} exists but is not a synthetic bird data set (it has no {_RECORD}): choose another folder."
         )
     found = json.loads(record.read_text())
     if found != parameters:

@@ -79,7 +79,7 @@ def splits(tiny, data_folder):
 def processes():
     """Starts functions of a test module in clean processes with torch already imported: a second each, not ten.
 
-    A fork of the test process itself can not train: autograd refuses where its parent has used it.
+    A fork of the test process itself cannot train: autograd refuses where its parent has used it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fgvclib.training.runs"])

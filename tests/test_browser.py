@@ -118,7 +118,7 @@ def browser():
 def page(browser):
     """A page; at the end of the test its console must hold no error.
 
-    Except that a machine without internet can not load the icon font that Voilà's page links; nothing needs it.
+    Except that a machine without internet cannot load the icon font that Voilà's page links; nothing needs it.
     """
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(1000 * PATIENCE)
@@ -197,7 +197,7 @@ def use_the_explorer(page, tmp_path: Path) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="your own").click()
     chooser.value.set_files(tmp_path / "notes.png")
-    page.get_by_text("notes.png can not be read as a photo").wait_for()
+    page.get_by_text("notes.png cannot be read as a photo").wait_for()
 
 
 def test_app_shows_the_explorer_without_code_and_it_works(app, page, tmp_path):

@@ -62,11 +62,11 @@ def half_written(path):
 
 
 DAMAGES = {
-    "truncated": (truncated, "is no readable checkpoint"),
-    "half written": (half_written, "is no readable checkpoint"),
-    "empty": (lambda path: path.write_bytes(b""), "is no readable checkpoint"),
-    "text": (lambda path: path.write_text("epoch 2"), "is no readable checkpoint"),
-    "code": (lambda path: torch.save(Harmful(path.parent / "mark"), path), "is no readable checkpoint"),
+    "truncated": (truncated, "is not a readable checkpoint"),
+    "half written": (half_written, "is not a readable checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "is not a readable checkpoint"),
+    "text": (lambda path: path.write_text("epoch 2"), "is not a readable checkpoint"),
+    "code": (lambda path: torch.save(Harmful(path.parent / "mark"), path), "is not a readable checkpoint"),
     "a list": (lambda path: torch.save([1, 2], path), "was written by another version of fgvclib"),
     "older version": (
         lambda path: torch.save(state(2, format=checkpoints.FORMAT - 1), path),

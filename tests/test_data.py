@@ -267,7 +267,7 @@ def test_photo_that_can_not_be_read_is_named(config, folder, photos, content):
     splits = load_splits(config)
     bad = Path(splits.train["path"][3])
     bad.write_bytes(bad.read_bytes()[:300] if content is None else content)
-    with pytest.raises(OSError, match=f"{bad.name} can not be read as a photo"):
+    with pytest.raises(OSError, match=f"{bad.name} cannot be read as a photo"):
         training_loader(splits.train, config, seed=0)
 
 

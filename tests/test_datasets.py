@@ -288,7 +288,7 @@ def test_photo_cut_short_is_named_by_the_check(layout, monkeypatch, capsys):
     victim.write_bytes(victim.read_bytes()[:600])
     assert main(arguments) == 1
     error = capsys.readouterr().err
-    assert f"{victim.name} can not be read as a photo" in error
+    assert f"{victim.name} cannot be read as a photo" in error
     assert_one_sentence(error)
 
 
@@ -342,7 +342,7 @@ def replace_in(path: Path, old: str, new: str) -> None:
 
 
 AIRCRAFT_DAMAGE = {
-    "variant unknown": ("images_variant_test.txt", " Auk", " Dodo", "'Dodo' is no variant"),
+    "variant unknown": ("images_variant_test.txt", " Auk", " Dodo", "'Dodo' is not a variant"),
     "id twice": ("images_variant_trainval.txt", "0034310 ", "0034309 ", "lists the id 34309 twice"),
     "in both splits": ("images_variant_test.txt", "0034313 ", "0034309 ", "0034309 is in both splits"),
     "no box": ("images_box.txt", "0034309 ", "0099999 ", "has no box for the photo 0034309"),
@@ -456,7 +456,7 @@ def test_by_class_cars_without_annotations_have_no_boxes(root):
     "damage, kind, message",
     [
         ("no test files", FileNotFoundError, r"has no test-\*.parquet"),
-        ("cut short", ValueError, "is no readable parquet file"),
+        ("cut short", ValueError, "is not a readable parquet file"),
         ("no features", ValueError, "does not say which columns"),
         ("label out of range", ValueError, "row 1 has the label 7 of 3 classes"),
         ("no bytes", ValueError, "row 1 holds no photo"),
@@ -513,7 +513,7 @@ FOLDER_DAMAGE = {
     "box of another photo": (
         lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg", "test/Auk/99.jpg"),
         ValueError,
-        "a box for test/Auk/99.jpg, which is no photo",
+        "a box for test/Auk/99.jpg, which is not a photo",
     ),
     "box twice": (
         lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg", "test/Auk/5.jpg"),
@@ -543,7 +543,7 @@ FOLDER_DAMAGE = {
     "a line too long": (
         lambda path: replace_in(path / "boxes.csv", "test/Auk/4.jpg", "test/Auk/4.jpg,1,2,3"),
         ValueError,
-        "boxes.csv is no table",
+        "boxes.csv is not a table",
     ),
 }
 
@@ -799,5 +799,5 @@ def test_photos_of_a_data_root_that_can_not_be_written_are_kept_beside_the_resul
 
 def test_photo_that_is_gone_is_named(cached):
     Path(cached[1]).unlink()
-    with pytest.raises(OSError, match=r"1.jpg can not be read as a photo \(there is no such file\); check the path\."):
+    with pytest.raises(OSError, match=r"1.jpg cannot be read as a photo \(there is no such file\); check the path\."):
         load_pixels(cached, 16)

@@ -137,7 +137,7 @@ def test_other_content_than_published_is_not_kept(server, root):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
 def test_full_disk_while_downloading(server, root):
     (root / "set.tgz.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"set.tgz.part can not be written \(No space left on device\)"):
+    with pytest.raises(OSError, match=r"set.tgz.part cannot be written \(No space left on device\)"):
         fetch(server, root / "set.tgz")
 
 
@@ -202,7 +202,7 @@ def test_full_disk_while_unpacking_leaves_nothing(root, monkeypatch):
         return real(self, member, *arguments, **options)
 
     monkeypatch.setattr(tarfile.TarFile, "extract", extract)
-    with pytest.raises(OSError, match=r"set.tgz can not be unpacked in .* \(No space left on device\)"):
+    with pytest.raises(OSError, match=r"set.tgz cannot be unpacked in .* \(No space left on device\)"):
         download.unpack(path, root / "set", "a")
     assert [p.name for p in root.iterdir()] == ["set.tgz"]
 
@@ -261,14 +261,14 @@ def test_without_internet(published, root, server, monkeypatch, capsys):
     module, name, _ = published
     monkeypatch.setattr(module, "ARCHIVE", replace(module.ARCHIVE, url="http://127.0.0.1:9/set.tgz"))
     assert main(["data", name]) == 1
-    assert "can not be reached" in capsys.readouterr().err
+    assert "cannot be reached" in capsys.readouterr().err
 
 
 def test_half_a_copy_is_not_written_over(published, root, server):
     module, name, folder = published
     (root / folder).mkdir()
     (root / folder / "mine.txt").write_text("dear")
-    with pytest.raises(NotObtained, match="is no complete copy; move it away"):
+    with pytest.raises(NotObtained, match="is not a complete copy; move it away"):
         verify_dataset(load_config("smoke", name))
     assert (root / folder / "mine.txt").read_text() == "dear" and server.asked == []
 

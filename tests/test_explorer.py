@@ -199,7 +199,7 @@ def test_uploaded_photo_stands_upright():
 
 @pytest.mark.parametrize("content", [b"", b"no photo", photo_file()[:200]], ids=["empty", "text", "cut off"])
 def test_upload_that_is_no_photo_is_refused_with_a_sentence_that_names_the_file_alone(content):
-    with pytest.raises(OSError, match=r"^bird.jpg can not be read as a photo \(.*\); .*\.$"):
+    with pytest.raises(OSError, match=r"^bird.jpg cannot be read as a photo \(.*\); .*\.$"):
         read_upload(content, "folder/bird.jpg")
 
 
@@ -251,7 +251,7 @@ def test_uploaded_photo_is_shown_and_the_slider_leads_back(panel):
 def test_upload_that_fails_is_explained_and_the_picture_stays(panel):
     first = panel.image.value
     upload(panel, "<b>notes.txt", b"text")
-    assert "&lt;b&gt;notes.txt can not be read" in panel.status.value
+    assert "&lt;b&gt;notes.txt cannot be read" in panel.status.value
     assert panel.image.value == first
 
 

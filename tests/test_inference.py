@@ -205,8 +205,8 @@ def test_what_fails_gets_a_sentence_and_the_others_are_predicted(photo, checkpoi
     out, err = capsys.readouterr()
     assert str(photo) in out and "gone" not in out
     assert err.splitlines() == [
-        f"{tmp_path / 'gone.jpg'} can not be read as a photo (there is no such file); check the path.",
-        f"{tmp_path / 'note.jpg'} can not be read as a photo (its format is not known here); save it as JPEG or PNG.",
+        f"{tmp_path / 'gone.jpg'} cannot be read as a photo (there is no such file); check the path.",
+        f"{tmp_path / 'note.jpg'} cannot be read as a photo (its format is not known here); save it as JPEG or PNG.",
     ]
     assert predict(tmp_path / "gone.jpg", "--checkpoint", checkpoint) == 1  # nothing at all
     assert capsys.readouterr().out == ""
@@ -221,7 +221,7 @@ def test_no_file_but_a_drawing_is_replaced(photo, checkpoint, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "002.Blue_Bird" in out and other.read_bytes() == content
     assert err == (
-        f"{other} can not be written (a file of that name is there that is no drawing of this command); "
+        f"{other} cannot be written (a file of that name is there that is not a drawing of this command); "
         "choose another --output.\n"
     )
     (tmp_path / "more").mkdir()
@@ -244,7 +244,7 @@ def test_drawing_that_can_not_be_written_does_not_cost_the_answer(photo, checkpo
     assert predict(photo, "--checkpoint", checkpoint, "--output", tmp_path / "file") == 1
     out, err = capsys.readouterr()
     assert "002.Blue_Bird" in out
-    assert err.count("\n") == 1 and "can not be written" in err and err.endswith("choose another --output.\n")
+    assert err.count("\n") == 1 and "cannot be written" in err and err.endswith("choose another --output.\n")
 
 
 def test_damaged_drawing_is_not_taken_for_one(tmp_path):
@@ -280,9 +280,9 @@ def test_checkpoint_that_does_not_fit_is_refused(photo, checkpoint, tmp_path, ca
 
 def test_what_is_no_checkpoint_is_refused(photo, tmp_path, capsys):
     for path, wrong in (
-        (photo, "is no checkpoint"),
+        (photo, "is not a checkpoint"),
         (tmp_path / "gone.pt", "does not exist"),
-        (tmp_path, "is no file"),
+        (tmp_path, "is not a file"),
     ):
         assert predict(photo, "--checkpoint", path) == 2
         err = capsys.readouterr().err

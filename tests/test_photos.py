@@ -176,7 +176,7 @@ def test_pillows_settings_stay_those_of_the_importing_program(tmp_path, monkeypa
         Image.open(tmp_path / "large.png")
 
 
-# --- what can not be opened
+# --- what cannot be opened
 
 
 def truncated(path: Path) -> None:
@@ -208,7 +208,7 @@ def test_what_is_no_photo_gets_one_sentence(tmp_path, fault):
     with pytest.raises(OSError) as caught:
         open_photo(tmp_path / "photo.jpg")
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path / 'photo.jpg'} can not be read as a photo {sentence}")
+    assert text.startswith(f"{tmp_path / 'photo.jpg'} cannot be read as a photo {sentence}")
     assert text.endswith(".") and "\n" not in text
 
 

@@ -168,7 +168,7 @@ class Explorer:
         return Photo(image, f"test photo {number}", self.classes[row["label"]], true_box, teacher_map)
 
     def uploaded_photo(self, content: bytes, name: str) -> Photo:
-        """A file that somebody uploaded. Raises OSError where it is no photo."""
+        """A file that somebody uploaded. Raises OSError where it is not a photo."""
         return Photo(to_input(read_upload(content, name), self.config).unsqueeze(0), name)
 
     def draw(

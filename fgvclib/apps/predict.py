@@ -36,7 +36,7 @@ class Recognition(NamedTuple):
 
 
 class Recogniser:
-    """The system in a checkpoint, for one photo at a time. Raises ValueError for a file that is no such checkpoint."""
+    """The system in a checkpoint, for one photo at a time. Raises ValueError for a file that is not such a checkpoint."""
 
     def __init__(self, checkpoint: Path | str):
         state = _read(Path(checkpoint))
@@ -72,12 +72,12 @@ class Recogniser:
 
 def _read(checkpoint: Path) -> dict:
     if not checkpoint.is_file():
-        raise ValueError(f"{checkpoint} does not exist or is no file; give the checkpoint.pt in a run's folder.")
+        raise ValueError(f"{checkpoint} does not exist or is not a file; give the checkpoint.pt in a run's folder.")
     try:
         return read_checkpoint(checkpoint)
     except ValueError as error:
         raise ValueError(
-            f"{checkpoint} is no checkpoint of this version of fgvclib; give the checkpoint.pt in a run's folder."
+            f"{checkpoint} is not a checkpoint of this version of fgvclib; give the checkpoint.pt in a run's folder."
         ) from error
 
 
@@ -105,7 +105,7 @@ def recognise_files(
             save_drawing(draw(photo, found), drawing)
         except OSError as error:
             failures.append(
-                f"{printable(drawing)} can not be written ({error.strerror or error}); choose another --output."
+                f"{printable(drawing)} cannot be written ({error.strerror or error}); choose another --output."
             )
             drawing = None
         corners = dict(zip(("x1", "y1", "x2", "y2"), found.box, strict=True))
@@ -141,7 +141,7 @@ def readable(class_name: str) -> str:
 def save_drawing(picture: Image.Image, path: Path) -> None:
     """Write a PNG that replaces an earlier drawing, but no other file. Raises OSError."""
     if path.exists() and not is_drawing(path):
-        raise FileExistsError("a file of that name is there that is no drawing of this command")
+        raise FileExistsError("a file of that name is there that is not a drawing of this command")
     mark = PngInfo()
     mark.add_text(*MARK)
     with atomic_path(path) as temporary:

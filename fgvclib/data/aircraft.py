@@ -53,7 +53,7 @@ def _read_part(data: Path, part: str, class_names: list[str]) -> pd.DataFrame:
     table = read_index(path, ["variant"])
     unknown = table[~table["variant"].isin(class_names)]
     if len(unknown):
-        raise ValueError(f"{path}: {unknown['variant'].iloc[0]!r} is no variant of variants.txt; restore the file.")
+        raise ValueError(f"{path}: {unknown['variant'].iloc[0]!r} is not a variant of variants.txt; restore the file.")
     labels = {name: label for label, name in enumerate(class_names)}
     return pd.DataFrame(
         {

@@ -129,7 +129,7 @@ def _read_mat(path: Path, variable: str) -> Any:
     try:
         return loadmat(path, squeeze_me=True)[variable]
     except Exception as error:  # scipy raises many kinds for a damaged file
-        raise ValueError(f"{path} is no readable .mat file with {variable!r} ({error}); restore it.") from error
+        raise ValueError(f"{path} is not a readable .mat file with {variable!r} ({error}); restore it.") from error
 
 
 # --- photos by class
@@ -141,7 +141,7 @@ def _by_class_folder(root: Path) -> Path:
         return _unpacked(root)
     train = find(root, "train/")
     if train is None:
-        raise FileNotFoundError(f"{root} is no copy of Stanford Cars that is known: {_BY_HAND}.")
+        raise FileNotFoundError(f"{root} is not a copy of Stanford Cars that is known: {_BY_HAND}.")
     return train.parent
 
 
@@ -171,7 +171,7 @@ def _known_boxes(root: Path, part: str) -> tuple[Path, pd.DataFrame] | None:
             table = pd.read_csv(csv, header=None, names=["name", *BOX, "label"])
         except ValueError as error:  # so are pandas' own errors, and that of the encoding
             problem = str(error).strip()
-            raise ValueError(f"{csv} is no table of name,x1,y1,x2,y2,class ({problem}); restore it.") from error
+            raise ValueError(f"{csv} is not a table of name,x1,y1,x2,y2,class ({problem}); restore it.") from error
         if not table["name"].is_unique:
             raise ValueError(f"{csv} lists {table['name'][table['name'].duplicated()].iloc[0]} twice; restore it.")
         numbers(table.set_index("name"), f"{csv}: the line of {{}}")
@@ -201,7 +201,7 @@ def _unpack_parquet(root: Path) -> None:
     try:
         workshop = Path(tempfile.mkdtemp(".partial", f".{target.name}.", root))
     except OSError as error:
-        raise OSError(f"Parquet files can not be unpacked in {root} ({error.strerror}); make it writable.") from error
+        raise OSError(f"Parquet files cannot be unpacked in {root} ({error.strerror}); make it writable.") from error
     try:
         for part in ("train", "test"):
             files = [path for path in _parquet_files(root) if path.name.startswith(part)]
@@ -236,7 +236,7 @@ def _photos_in(files: list[Path]) -> Iterator[tuple[str, bytes]]:
                 used.add((folder, name))
                 yield f"{folder}/{name}", content
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is no readable parquet file ({error}); copy it again.") from error
+            raise ValueError(f"{path} is not a readable parquet file ({error}); copy it again.") from error
 
 
 def _columns(path: Path, schema) -> tuple[str, str, list[str]]:

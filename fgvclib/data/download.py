@@ -73,7 +73,7 @@ def obtain(archive: Archive, root: Path) -> Path:
 
 def _refuse_remains(root: Path, marker: str) -> None:
     if root.is_dir() and any(root.iterdir()):
-        raise OSError(f"{root} is there without {marker}, so it is no complete copy; move it away")
+        raise OSError(f"{root} is there without {marker}, so it is not a complete copy; move it away")
 
 
 def download(url: str, path: Path, md5: str) -> None:
@@ -96,10 +96,10 @@ def download(url: str, path: Path, md5: str) -> None:
             part.unlink()  # of another file
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in _LOCAL_ERRORS:
-                raise OSError(f"{part} can not be written ({error.strerror})") from error
+                raise OSError(f"{part} cannot be written ({error.strerror})") from error
             if _size(part) <= before:
                 reason = getattr(error, "reason", error)
-                raise OSError(f"{url} can not be reached or broke off ({reason})") from error
+                raise OSError(f"{url} cannot be reached or broke off ({reason})") from error
     found = md5_of(part)
     if found != md5:
         part.unlink()
@@ -165,7 +165,7 @@ def unpack(path: Path, root: Path, marker: str) -> None:
         raise OSError(f"{path} is damaged ({error}); delete it") from error
     except OSError as error:
         if error.errno in _LOCAL_ERRORS:
-            raise OSError(f"{path} can not be unpacked in {root.parent} ({error.strerror})") from error
+            raise OSError(f"{path} cannot be unpacked in {root.parent} ({error.strerror})") from error
         raise
     finally:
         shutil.rmtree(workshop, ignore_errors=True)

@@ -107,14 +107,14 @@ def _read_boxes(path: Path, names: list[str]) -> np.ndarray:
     try:
         table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
     except ValueError as error:  # so are pandas' own errors, and that of the encoding
-        raise ValueError(f"{path} is no table in UTF-8 ({str(error).strip()}); correct it.") from error
+        raise ValueError(f"{path} is not a table in UTF-8 ({str(error).strip()}); correct it.") from error
     if list(table.columns) != ["path", *BOX]:
         raise ValueError(f"{path} must start with the line path,x1,y1,x2,y2 and hold one line a photo.")
     table["path"] = [same_name(str(name).replace("\\", "/")) for name in table["path"]]
     table = table.set_index("path")
     unknown = sorted(set(table.index) - set(names))
     if unknown:
-        raise ValueError(f"{path} has a box for {unknown[0]}, which is no photo of the data set; correct the path.")
+        raise ValueError(f"{path} has a box for {unknown[0]}, which is not a photo of the data set; correct the path.")
     if not table.index.is_unique:
         raise ValueError(f"{path} lists {table.index[table.index.duplicated()][0]} twice; keep one box a photo.")
     return numbers(table, f"{path}: the line of {{}}").reindex(names).to_numpy()

@@ -27,7 +27,7 @@ def find(root: Path, pattern: str) -> Path | None:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank, whatever its line ends. Raises FileNotFoundError or ValueError."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; the folder is no complete copy of the data set.")
+        raise FileNotFoundError(f"{path} is missing; the folder is not a complete copy of the data set.")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

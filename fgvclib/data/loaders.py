@@ -84,7 +84,7 @@ class EpochSampler(Sampler):
 def training_loader(
     photos: pd.DataFrame, config: Config, seed: int, maps: Tensor | None = None
 ) -> tuple[DataLoader, EpochSampler]:
-    """Augmented batches; a last batch that is not full is left out (BatchNorm can not work on a single image)."""
+    """Augmented batches; a last batch that is not full is left out (BatchNorm cannot work on a single image)."""
     dataset = PhotoDataset(photos, config, augment=True, seed=seed, maps=maps)
     sampler = EpochSampler(len(dataset), seed)
     drop_last = len(dataset) > config.batch_size

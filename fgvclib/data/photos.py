@@ -160,7 +160,7 @@ def _sentence(path: Path, error: Exception) -> str:
         reason, remedy = "HEIC needs the package pillow-heif", "install that with pip, or save the photo as JPEG"
     elif isinstance(error, UnidentifiedImageError):
         reason, remedy = "its format is not known here", "save it as JPEG or PNG"
-    return f"{path} can not be read as a photo ({reason}); {remedy}."
+    return f"{path} cannot be read as a photo ({reason}); {remedy}."
 
 
 def _is_heif(path: Path) -> bool:

@@ -631,7 +631,7 @@ def stuck_runs(function: Callable, scores: pd.DataFrame) -> str | None:
     unknown = sorted(map(str, given - set(scores.index)))
     if unknown:
         raise NotYet(
-            f"{unknown[0]} is no run of the table. Return entries of `scores.index`, such as {scores.index[0]}."
+            f"{unknown[0]} is not a run of the table. Return entries of `scores.index`, such as {scores.index[0]}."
         )
     iou = scores["mean_iou"]
     whole = iou[scores["row"] == "Baseline"].mean()

@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> dict:
     except (FileNotFoundError, PermissionError, MemoryError):  # these say nothing against the file
         raise
     except Exception as error:  # torch.load raises many kinds for a damaged file, with advice that does not apply
-        raise ValueError(f"{path} is no readable checkpoint; delete it to start this run again.") from error
+        raise ValueError(f"{path} is not a readable checkpoint; delete it to start this run again.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} was written by another version of fgvclib; delete it to start this run again.")
     return state

@@ -44,7 +44,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
 
     The state after every epoch is written to `checkpoint`, and training goes on from what is there. Equal seeds give
     equal weights on the CPU, interrupted or not. Raises NonFiniteLoss; ValueError for a foreign checkpoint or batches
-    of one photo; OSError where a checkpoint can not be saved.
+    of one photo; OSError where a checkpoint cannot be saved.
     """
     check_batches(config, splits)
     accelerator = create_accelerator(config.precision)

@@ -71,7 +71,7 @@ class Run:
 
     @cached_property
     def model(self) -> EndToEndModel:
-        """The trained model in evaluation mode, on the CPU. Raises ValueError where its weights can not be read."""
+        """The trained model in evaluation mode, on the CPU. Raises ValueError where its weights cannot be read."""
         model = build_model(self.config, len(self.splits.class_names), pretrained=False)
         try:
             model.load_state_dict(read_checkpoint(self.checkpoint)["model"])
