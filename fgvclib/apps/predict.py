@@ -36,7 +36,7 @@ class Recognition(NamedTuple):
 
 
 class Recogniser:
-    """The system in a checkpoint, for one photo at a time. Raises ValueError for a file that is not such a checkpoint."""
+    """The system in a checkpoint, for one photo at a time. Raises ValueError for any other file."""
 
     def __init__(self, checkpoint: Path | str):
         state = _read(Path(checkpoint))
