@@ -95,10 +95,6 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
         remark_no_boxes(right)
         return figure
     gain = accuracy["Oracle crop"] - accuracy["Baseline"]
-    if "Oracle crop" not in accuracy:
-        remark_no_boxes(right)
-        return figure
-    gain = accuracy["Oracle crop"] - accuracy["Baseline"]
     left.axvspan(accuracy["Baseline"], accuracy["Oracle crop"], color="#EEEEEE", label="from baseline to perfect box")
     left.set_title(f"From baseline to perfect box: {gain:+.1f} points")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize="small")
