@@ -307,7 +307,7 @@ def pulls_figure(pictures: np.ndarray, boxes: Tensor, pulls: Mapping[str, Tensor
         show_image(ax, picture, boxes={"predicted": box})
         x1, y1, x2, y2 = (box * torch.tensor([width, height, width, height])).tolist()
         for j, pull in enumerate(pulls.values()):
-            move = (0.22 * width * pull[i] / pull.abs().max()).tolist()
+            move = (0.15 * width * pull[i] / pull.abs().max()).tolist()
             shift = 0.07 * width * (2 * j - len(pulls) + 1)  # so that the arrows do not cover each other
             x, y = (x1 + x2) / 2 + shift, (y1 + y2) / 2 + shift
             for corner, (start_x, start_y) in enumerate([(x1, y), (x, y1), (x2, y), (x, y2)]):
