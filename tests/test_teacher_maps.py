@@ -9,10 +9,11 @@ import torch
 
 from fgvclib.config import results_root
 from fgvclib.data import teacher_maps as module
-from fgvclib.data.index import CROP
+from fgvclib.data.index import BOX, CROP
 from fgvclib.data.loaders import evaluation_loader
-from fgvclib.data.teacher_maps import teacher_component, teacher_maps
+from fgvclib.data.teacher_maps import compare_teachers, teacher_component, teacher_maps
 from fgvclib.model.backbones import create_backbone
+from fgvclib.model.geometry import attention_to_box, box_iou
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.model.teacher import Teacher, principal_component
 from fgvclib.study.table2 import ROWS
@@ -133,6 +134,16 @@ def test_interrupted_pass_goes_on_where_it_stopped(config, splits, monkeypatch, 
     teacher_maps(splits.test, config)
     assert sum(computed) == len(splits.test)
     assert capsys.readouterr().out.splitlines()[-1].startswith("teacher maps: 4 of 4 photos, ")
+
+
+def test_teachers_are_compared_by_the_configured_box_on_validation_photos(config, splits):
+    config = replace(config, box_component="largest", box_upsample=4)
+    table = compare_teachers(splits, config, [0.3, 0.5])
+    assert set(table.index) == {"last, mean", "last, rms", "stage, mean", "stage, rms", "stage, ddt", "stage, ddt+rms"}
+    maps = teacher_maps(splits.validation, config)
+    true = torch.from_numpy(splits.validation[BOX].to_numpy(dtype="float32"))
+    hits = box_iou(true, attention_to_box(maps, 0.3, "largest", 4)) >= 0.5
+    assert table.loc["stage, rms", 0.3] == pytest.approx(hits.float().mean().item())
 
 
 def test_kinds_of_map_share_one_pass_and_pixels_are_not_kept(config, splits, monkeypatch, tmp_path):
