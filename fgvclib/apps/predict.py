@@ -48,7 +48,7 @@ class Recogniser:
             self.model.load_state_dict(state["model"])
             self.device = default_device()
             self.model.to(self.device)
-        except (TypeError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             raise ValueError(f"{checkpoint} does not fit this version of fgvclib; train again.") from error
 
     @torch.no_grad()
