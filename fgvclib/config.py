@@ -23,6 +23,7 @@ HOME = PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.home() / "fgv
 DATASETS = ("synthbirds", "cub200", "aircraft", "cars", "folder")
 SYNTHBIRDS_KEYS = ("train_per_class", "test_per_class", "photo_size")  # how it is drawn; other data have photos
 AIRCRAFT_BANNER = 20  # pixels at the bottom of every FGVC-Aircraft photo: the photographer's copyright
+SMALL_CROP = 128  # pixels; a training of larger crops uses several cores by itself, and takes gigabytes
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]

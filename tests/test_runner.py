@@ -41,6 +41,7 @@ def notebooks(tmp_path, monkeypatch):
     monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("FGVC_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(runner, "NEED_RUNS", ())  # nothing is trained beside these
     runner.NOTEBOOKS.mkdir()
     return runner.NOTEBOOKS
 
@@ -564,9 +565,66 @@ def test_reproduction_is_the_notebooks_up_to_the_comparison(monkeypatch, tmp_pat
         runner, "plan", lambda notebook, *args: types.SimpleNamespace(notebook=notebook, folder=tmp_path)
     )
     monkeypatch.setattr(runner, "_run", lambda job, *args: executed.append(job.notebook.stem[:2]) or True)
+    monkeypatch.setattr(runner, "NEED_RUNS", ())
     monkeypatch.setattr(aggregate, "print_tables", lambda folder: None)
     assert main(["run", "reproduction", "--profile", "smoke"]) == 0
     assert executed == ["00", "01", "02", "03", "04", "05", "06", "07"]
     executed.clear()
     assert main(["run", "all", "--profile", "smoke"]) == 0
     assert executed == [path.stem[:2] for path in runner.list_notebooks()] and "10" in executed
+
+
+# Trainings beside the notebooks
+
+TRAININGS = f"""{runner.END_WITH_PARENT}
+import json, pathlib, signal, time
+folder = pathlib.Path(os.environ["FGVC_RESULTS"])
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "asked").write_text(json.dumps(sys.argv[1:]))
+try:
+    while not (folder / "enough").exists():
+        time.sleep(0.1)
+except KeyboardInterrupt:
+    (folder / "interrupted").touch()
+"""
+SAY_THREADS = f"{FOLDER}\nimport os\nprint('threads', os.environ['OMP_NUM_THREADS'])\n"
+
+
+@pytest.fixture
+def stand_in(notebooks, monkeypatch, tmp_path):
+    """A stand-in for `fgvc train` that runs until there is a file `enough` in the folder of results."""
+    monkeypatch.setattr(runner, "NEED_RUNS", ("02",))
+    monkeypatch.setattr(runner, "TRAININGS", TRAININGS)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    return tmp_path / "results"
+
+
+def test_trainings_run_beside_notebooks_until_one_measures(notebooks, stand_in, capfd):
+    write(notebooks, "02_trains", SAY_THREADS + "(folder.parent / 'enough').touch()")
+    write(notebooks, "03_measures", SAY_THREADS)
+    runner.run_all("smoke", "synthbirds", [0, 1], {"learning_rate": 0.01})
+    asked = "train --profile smoke --dataset synthbirds --seeds 0,1 --set learning_rate=0.01"
+    assert read_json(stand_in / "asked") == asked.split()
+    told = capfd.readouterr().out
+    assert re.findall("threads ([0-9])", told) == ["1", "5"]  # one beside trainings, then what the user asked for
+    assert not (stand_in / "interrupted").exists()
+
+    (stand_in / "asked").unlink()
+    runner.run_all("smoke", "synthbirds", [0, 1], {"learning_rate": 0.01})  # done
+    assert not (stand_in / "asked").exists()
+
+
+def test_failing_notebook_ends_the_trainings_beside_it(notebooks, stand_in):
+    write(notebooks, "02_trains", "import os, time\nwhile not os.path.exists(os.environ['FGVC_RESULTS'] + '/asked'):\n"
+          "    time.sleep(0.1)\ntime.sleep(1)", "1 / 0")  # fmt: skip
+    with pytest.raises(runner.NotebookFailed):
+        runner.run_all(*SMOKE)
+    assert (stand_in / "interrupted").exists()
+
+
+def test_failing_training_ends_the_notebooks_in_a_sentence(notebooks, stand_in, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "TRAININGS", "import sys\nsys.exit(1)")
+    write(notebooks, "02_trains", "1")
+    write(notebooks, "03_measures", count("'measured'"))
+    assert main(["run", "all", "--profile", "smoke"]) == 1
+    assert "A training failed for the reason above" in capsys.readouterr().err and counted() == []

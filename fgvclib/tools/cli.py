@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort:
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
-    except (runner.NotebookFailed, runner.NotebookBusy, FloatingPointError, OSError, ImportError) as error:
+    except (runner.NotebookFailed, runner.NotebookBusy, runner.TrainingsFailed) as error:
+        return _complain(error, 1)
+    except (FloatingPointError, OSError, ImportError) as error:
         return _complain(error, 1)  # training.NonFiniteLoss is a FloatingPointError; to name it takes seconds (torch)
     except (ValueError, TypeError) as error:
         return _complain(error, 2)
@@ -119,23 +121,30 @@ def tables(profile, datasets, overrides):
 
 
 @fgvc.command()
-@click.option("--rows", default="", callback=_names, help="Of Table 2, or 'setting 2'; default: all of Table 2.")
+@click.option("--rows", default="", callback=_names,
+              help="Of Table 2, or 'setting 2'; default: Table 2, and setting 2 with the first seed.")  # fmt: skip
 @profile_option
 @dataset_option
 @set_option
 @seeds_option
+@click.option("--jobs", type=click.IntRange(1), metavar="N",
+              help="Trainings at a time, a thread each; default: one for each core, if crops are small.")  # fmt: skip
 @fresh_option
-def train(rows, profile, dataset, overrides, seeds, fresh):
+def train(rows, profile, dataset, overrides, seeds, jobs, fresh):
     """Train rows of Table 2 without a notebook; for clusters and `accelerate launch`."""
-    from fgvclib.study.experiment import Experiment  # imports torch
-    from fgvclib.study.table2 import ROWS
+    from fgvclib.study import trainings  # imports torch
+    from fgvclib.study.experiment import Experiment
 
     if fresh:
         ask_for_fresh_runs()
     experiment = Experiment(profile, dataset, seeds, overrides)
-    for seed in seeds:
-        for row in rows or ROWS:
-            experiment.run(row, seed)
+    runs = trainings.wanted_runs(rows, seeds)
+    for row, _ in runs:
+        experiment.row_config(row)  # refuses a name that is none before anything is trained
+    try:
+        trainings.train_side_by_side(experiment, runs, jobs or trainings.default_jobs(experiment.config))
+    except trainings.TrainingsFailed as error:
+        return _complain(error, 1)
 
 
 @fgvc.command()

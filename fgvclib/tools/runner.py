@@ -9,18 +9,19 @@ two, and cells of a killed kernel read "completed".
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fgvclib.config import Config, load_config, results_folder
+from fgvclib.config import SMALL_CROP, Config, load_config, results_folder
 from fgvclib.tools import manifest
 from fgvclib.tools.kernels import NOTEBOOKS, own_kernel
 from fgvclib.utils.files import atomic_path, lock_path, locked
@@ -28,15 +29,20 @@ from fgvclib.utils.progress import HEADLESS
 from fgvclib.utils.provenance import library_hash
 
 COMPARISON, EXPLORER = "07", "09"
+MEASURES = "03"  # the first notebook that measures runtimes, for which the machine should be idle
+NEED_RUNS = ("02", "04", "05")  # notebooks that train what they do not find
 COMMON = ("profile", "dataset", "seeds", "overrides")  # parameters of every notebook
+THREADS = "OMP_NUM_THREADS"
 GRACE_SECONDS = 20  # for a stopped training to save
 START_SECONDS = 300  # for a kernel to start on a busy machine
 DEAD_KERNEL = 138
 
 # os.read returns once the parent is gone, so that no orphaned training goes on writing.
-CHILD = f"""
+END_WITH_PARENT = """
 import json, os, sys, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+"""
+CHILD = f"""{END_WITH_PARENT}
 import nbclient.exceptions, papermill.exceptions
 try:
     papermill.execute_notebook(**json.loads(sys.argv[1]), stdout_file=sys.stdout, stderr_file=sys.stderr)
@@ -44,6 +50,11 @@ except papermill.exceptions.PapermillExecutionError:
     sys.exit(1)  # the executed copy tells more
 except nbclient.exceptions.DeadKernelError:
     sys.exit({DEAD_KERNEL})
+"""
+TRAININGS = f"""{END_WITH_PARENT}
+sys.argv[0] = "fgvc"  # which trainings record as their command
+from fgvclib.tools.cli import main
+sys.exit(main())
 """
 
 
@@ -57,6 +68,10 @@ class NotebookFailed(RuntimeError):
         where = f" in cell In [{cell}] ({source})" if cell else ""
         super().__init__(f"{notebook} failed{where}: {error}\nThe notebook as far as it came: {copy}")
         self.notebook, self.cell, self.error, self.copy = notebook, cell, error, copy
+
+
+class TrainingsFailed(RuntimeError):
+    """The trainings beside the notebooks ended with an error, which `fgvc train` has told."""
 
 
 class NotebookBusy(RuntimeError):
@@ -363,9 +378,55 @@ def run_all(
         own = {name: value for name, value in (parameters or {}).items() if name in names}
         jobs.append(plan(notebook, profile, dataset, seeds, overrides, own))
     folder, ran = jobs[0].folder, False
-    for job in jobs:
-        # The comparison reads what the others made.
-        stale = ran and job.notebook.stem.startswith(COMPARISON)
-        ran |= _run(job, timeout, force or stale)
+    needed = [job for job in jobs if job.notebook.stem.startswith(NEED_RUNS) and (force or not is_done(job))]
+    side_by_side = needed and needed[0].config.crop_size <= SMALL_CROP
+    with trainings_beside(needed[0], parameters) if side_by_side else nullcontext(lambda: None) as wait_for_trainings:
+        for job in jobs:
+            if job.notebook.stem >= MEASURES:
+                wait_for_trainings()
+            # The comparison reads what the others made.
+            stale = ran and job.notebook.stem.startswith(COMPARISON)
+            ran |= _run(job, timeout, force or stale)
     _say(f"Total: {(time.monotonic() - began) / 60:.1f} minutes.")
     return folder
+
+
+@contextmanager
+def trainings_beside(job: Job, parameters: dict[str, Any] | None) -> Iterator[Callable[[], None]]:
+    """Train what the notebooks need (`fgvc train`) while the block runs; gives a function that waits for the end.
+
+    That function raises TrainingsFailed. Notebooks wait for a run that is being trained. Leaving the block before the
+    end stops the trainings; an interrupted one says what is saved.
+    """
+    given = job.parameters
+    command = [sys.executable, "-P", "-c", TRAININGS, "train", "--profile", given["profile"]]
+    command += ["--dataset", given["dataset"], "--seeds", ",".join(map(str, given["seeds"]))]
+    for key, value in given["overrides"].items():
+        command += ["--set", f"{key}={json.dumps(value)}"]
+    if rows := (parameters or {}).get("rows"):
+        command += ["--rows", ",".join(rows)]
+    threads = os.environ.get(THREADS)
+    # In a session of its own, as the terminal's Ctrl-C shall come here alone, to be passed on once.
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    os.environ[THREADS] = "1"  # of kernels that share the cores with trainings
+
+    def wait() -> None:
+        status = child.wait()
+        _set_threads(threads)
+        if status != 0:
+            raise TrainingsFailed("A training failed for the reason above; the same command goes on from there.")
+
+    try:
+        yield wait
+    finally:
+        _set_threads(threads)
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            child.wait()
+        child.stdin.close()
+
+
+def _set_threads(count: str | None) -> None:
+    os.environ.pop(THREADS, None)
+    if count is not None:
+        os.environ[THREADS] = count

@@ -1,0 +1,120 @@
+"""Several trainings side by side, one thread each: a network at 112 pixels does not use two cores.
+
+Each has a process of its own and prints lines that begin with its run's name. A run that another process is training is
+waited for (`runs`), so that none is trained twice.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
+
+import torch
+
+from fgvclib.config import SMALL_CROP, Config
+from fgvclib.study.experiment import SETTING_2, Experiment
+from fgvclib.study.table2 import ROWS
+from fgvclib.utils.parallel import process_state
+from fgvclib.utils.progress import HEADLESS
+
+GRACE_SECONDS = 20  # for a stopped training to save
+
+
+class TrainingsFailed(RuntimeError):
+    """One or several trainings failed; the message has a line for each."""
+
+
+def wanted_runs(rows: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Row and seed of each run; without rows, what the notebooks need: Table 2, and setting 2 with the first seed.
+
+    The first seed comes first, and of its rows those that notebooks 02 and 04 wait for.
+    """
+    if rows:
+        return [(row, seed) for seed in seeds for row in rows]
+    first = ["Baseline", "End-to-end", SETTING_2]
+    first += [row for row in ROWS if row not in first]
+    return [(row, seeds[0]) for row in first] + [(row, seed) for seed in seeds[1:] for row in ROWS]
+
+
+def default_jobs(config: Config) -> int:
+    """One for each core where crops are small and there is no GPU; else one, which uses all there is."""
+    if torch.cuda.is_available() or process_state().num_processes > 1 or config.crop_size > SMALL_CROP:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def train_side_by_side(experiment: Experiment, runs: Sequence[tuple[str, int]], jobs: int) -> None:
+    """Train runs (row, seed) that are not there yet, `jobs` at a time; one job trains in this process.
+
+    Where one fails, the others go on, and TrainingsFailed tells at the end. An interrupt stops all of them, each after
+    it has said what is saved.
+    """
+    if min(jobs, len(runs)) == 1:
+        for row, seed in runs:
+            experiment.run(row, seed)
+        return
+    _ = experiment.splits  # drawn, unpacked or read once, before all need it
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload([__name__])  # torch is imported once; without a fork server it has no effect
+    problems, waiting, running = context.SimpleQueue(), list(runs), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                process = context.Process(target=_train, args=(experiment, *waiting.pop(0), problems))
+                process.start()
+                running[process.sentinel] = process
+            for sentinel in wait(list(running)):
+                _note_death(running.pop(sentinel), problems)
+    finally:
+        _stop(list(running.values()))
+    failures = []
+    while not problems.empty():
+        failures.append(problems.get())
+    if failures:
+        raise TrainingsFailed("\n".join(failures))
+
+
+def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -> None:
+    """One training, in a process of its own."""
+    with suppress(AttributeError, OSError):
+        os.setsid()  # the terminal's Ctrl-C goes to the parent alone, which passes it on once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.setdefault(HEADLESS, "fgvc train")  # no progress bars: several would write to one line
+    torch.set_num_threads(1)
+    try:
+        experiment.run(row, seed, announce=partial(print, flush=True))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        problems.put(f"{experiment.run_folder(row, seed).name}: {error}")
+
+
+def _end_with_parent() -> None:
+    """Let no orphan go on training."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _note_death(process: BaseProcess, problems: SimpleQueue) -> None:
+    process.join()
+    if process.exitcode:
+        problems.put(f"A training ended with exit status {process.exitcode} (out of memory, or killed from outside).")
+
+
+def _stop(processes: Sequence[BaseProcess]) -> None:
+    """Interrupt trainings, wait for what they save, then kill."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGINT)
+    for process in processes:
+        process.join(GRACE_SECONDS)
+        process.kill()
+        process.join()

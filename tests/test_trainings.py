@@ -1,0 +1,80 @@
+"""Several trainings side by side: each once, with what one alone would have given, and all stopped by one interrupt."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fgvclib.config import PROJECT, load_config
+from fgvclib.study.experiment import SETTING_2, Experiment
+from fgvclib.study.table2 import ROWS
+from fgvclib.study.trainings import TrainingsFailed, default_jobs, train_side_by_side, wanted_runs
+
+
+def test_without_rows_the_notebooks_runs_are_wanted_those_waited_for_first():
+    wanted = wanted_runs([], [3, 4])
+    assert wanted[:3] == [("Baseline", 3), ("End-to-end", 3), (SETTING_2, 3)]
+    assert sorted(wanted) == sorted([(SETTING_2, 3), *((row, seed) for row in ROWS for seed in (3, 4))])
+    assert wanted_runs(["a", "b"], [1, 2]) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_large_crops_train_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    assert default_jobs(load_config("cpu")) == 3
+    assert default_jobs(load_config("paper")) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_jobs(load_config("cpu")) == 1
+
+
+@pytest.fixture
+def experiment(tiny, splits, tmp_path):
+    """The tiny configuration with one epoch, and a results folder of its own."""
+    found = Experiment("smoke", "synthbirds")
+    found.config, found.folder, found.splits = replace(tiny, epochs=1), tmp_path, splits
+    return found
+
+
+def test_each_run_is_trained_once_and_one_that_fails_stops_no_other(experiment, tmp_path):
+    runs = [("Baseline", 0), ("Nobody", 0), ("No end-to-end", 0)]
+    with pytest.raises(TrainingsFailed, match="^Nobody-seed0: 'Nobody' is not a row") as failure:
+        train_side_by_side(experiment, runs, jobs=2)
+    assert len(str(failure.value).splitlines()) == 1
+    trained = [experiment.run("Baseline"), experiment.run("No end-to-end")]
+    made = [run.checkpoint.stat().st_mtime_ns for run in trained]
+
+    train_side_by_side(experiment, [runs[0], runs[2]], jobs=2)
+    assert [run.checkpoint.stat().st_mtime_ns for run in trained] == made
+
+    experiment.folder = tmp_path / "alone"
+    alone = experiment.run("No end-to-end").model.state_dict()
+    assert all(torch.equal(value, alone[name]) for name, value in trained[1].model.state_dict().items())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
+    values = tiny.changes() | {"epochs": 1000}
+    options = [f"--set={key}={json.dumps(value)}" for key, value in values.items()]
+    command = [sys.executable, "-m", "fgvclib", "train", "--profile", "smoke", "--jobs", "2", *options]
+    command += ["--rows", "Baseline,No local supervision"]
+    environment = {**os.environ, "FGVC_RESULTS": str(tmp_path), "FGVC_DATA": str(data_folder)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=PROJECT, **pipes) as process:
+        begun = set()
+        for line in process.stdout:
+            if "epoch 2/1000" in line:
+                begun.add(line.partition(":")[0])
+            if len(begun) == 2:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()  # to its end: nothing that could write is left
+    assert process.returncode == 130
+    assert begun == {"Baseline-seed0", "No-local-supervision-seed0"}
+    for name in begun:
+        assert f"{name}: interrupted after epoch" in rest
+    assert "Traceback" not in rest
