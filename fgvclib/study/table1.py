@@ -88,7 +88,7 @@ def fit(
     """
     maps = symmetries(maps)
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(network.parameters(), learning_rate, betas=(0.9, 0.95))
+    optimiser = torch.optim.Adam(network.parameters(), learning_rate, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     losses = []
     for step in progress(range(steps), type(network).__name__):
