@@ -1,0 +1,69 @@
+"""The notebooks on twelve photos of a user's own that have no true boxes: they run, and no sentence says "nan".
+
+The cells run in this process, without kernels, and the notebooks share their trainings. Notebooks 03 and 08 are left
+out: they see maps and noise alone. `test_notebooks.py` runs the whole collection as a user would, on photos with boxes.
+"""
+
+import ast
+import json
+import re
+from types import SimpleNamespace
+
+import IPython.display
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvclib.tools.runner import list_notebooks
+from fgvclib.utils.progress import HEADLESS
+
+NOTEBOOKS = [path for path in list_notebooks() if path.stem[:2] not in ("03", "08")]
+FAST = {"epochs": 1, "image_size": 64, "teacher_size": 64}
+GIVEN = {"profile": "smoke", "dataset": "folder", "seeds": [0], "overrides": FAST}
+FEWER = {"overfit_steps": {"smoke": 2}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def places(tmp_path_factory):
+    """Eight training and four test photos of two classes, and results of their own."""
+    root, rng = tmp_path_factory.mktemp("boxless"), np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", 2)):
+        for name, colour in (("Robin", (180, 30, 30)), ("Wren", (30, 180, 30))):
+            folder = root / "folder" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 60, (60, 80, 3)) + np.array(colour)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGVC_DATA", str(root / "data"))
+        patch.setenv("FGVC_FOLDER", str(root / "folder"))
+        patch.setenv("FGVC_RESULTS", str(root / "results"))
+        patch.setenv(HEADLESS, "test")
+        yield
+
+
+def run_cell(source: str, names: dict) -> object:
+    """Execute a cell in the namespace `names` → the value of its last line, None where that is a statement."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), names)
+    return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_notebook_runs_on_photos_without_boxes(notebook, capsys, monkeypatch):
+    shown = []
+    monkeypatch.chdir(notebook.parent)
+    monkeypatch.setattr(
+        IPython.display, "display", lambda value, **options: shown.append(value) or SimpleNamespace(update=shown.append)
+    )
+    names = {"__name__": "__main__"}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            shown.append(run_cell("".join(cell["source"]), names))
+        if "parameters" in cell["metadata"].get("tags", []):
+            names |= GIVEN | {name: value for name, value in FEWER.items() if name in names}
+    plt.close("all")
+    sentences = [value.data for value in shown if isinstance(value, IPython.display.Markdown)]
+    assert not re.search(r"\bnan\b", "\n".join([capsys.readouterr().out, *sentences]))
