@@ -30,14 +30,13 @@ def model(tiny):
     return build_model(tiny, 3, pretrained=False).eval()
 
 
-def test_network_is_on_the_cpu_again_also_after_an_error(monkeypatch):
-    network, places = torch.nn.Linear(2, 2), []
+def test_network_is_back_where_it_was_also_after_an_error(monkeypatch):
+    network, places = torch.nn.Linear(2, 2, device="meta"), []
     monkeypatch.setattr(network, "to", places.append)
-    monkeypatch.setattr(network, "cpu", lambda: places.append("cpu"))
     with pytest.raises(RuntimeError), device.on_default_device(network) as where:
         assert places == [where] == [device.default_device()]
         raise RuntimeError
-    assert places == [where, "cpu"]
+    assert places == [where, torch.device("meta")]
 
 
 def test_benchmark_maps_are_made_on_the_default_device(tiny, splits, model, elsewhere, tmp_path):

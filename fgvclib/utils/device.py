@@ -14,13 +14,13 @@ def default_device() -> torch.device:
 
 @contextmanager
 def on_default_device(network: nn.Module) -> Iterator[torch.device]:
-    """The device for passes over many photos; the network is on it meanwhile, and on the CPU afterwards."""
-    device = default_device()
+    """The device for passes over many photos; the network is on it meanwhile, and back afterwards."""
+    device, before = default_device(), next(network.parameters()).device
     network.to(device)
     try:
         yield device
     finally:
-        network.cpu()
+        network.to(before)
 
 
 def device_name(device: torch.device | None = None) -> str:
