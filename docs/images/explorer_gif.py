@@ -6,23 +6,24 @@ The threshold moves up and down over a test photo on which the exact box and Aff
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from fgvclib.apps.explorer import Explorer
 from fgvclib.study.experiment import Experiment
 
 TARGET = Path(__file__).with_name("explorer.gif")
 PHOTO = 0  # of the test table
-WIDTH, MILLISECONDS = 900, 220
+WIDTH, MILLISECONDS = 800, 280
 
 
 def main() -> None:
     """Write the picture."""
     explorer = Explorer(Experiment("cpu", "synthbirds"))
     photo = explorer.test_photo(PHOTO)
-    rising = np.linspace(0.15, 0.85, 15)
+    rising = np.linspace(0.2, 0.8, 11)
     frames = [explorer.draw("End-to-end", photo, tau=float(tau))[0] for tau in [*rising, *rising[-2:0:-1]]]
     height = round(frames[0].height * WIDTH / frames[0].width)
-    small = [frame.convert("RGB").resize((WIDTH, height)).quantize(128) for frame in frames]
+    small = [frame.convert("RGB").resize((WIDTH, height)).quantize(160, dither=Image.Dither.NONE) for frame in frames]
     small[0].save(TARGET, save_all=True, append_images=small[1:], duration=MILLISECONDS, loop=0, optimize=True)
     print(f"{TARGET}: {TARGET.stat().st_size / 1e6:.1f} MB")
 
