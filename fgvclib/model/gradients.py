@@ -35,7 +35,7 @@ class _ClipGradient(torch.autograd.Function):
 def clip_gradient(x: Tensor, max_norm: float | None) -> Tensor:
     """x (B, d) unchanged on the way forward; every sample's gradient is shortened to `max_norm` on the way back (ours).
 
-    Norms are those of the samples' own losses, of which the objective is the mean, so that they do not depend on the
-    batch size. None changes nothing.
+    The norm is that of each sample's own loss (the objective is their mean), so the limit does not depend on the batch
+    size. None changes nothing.
     """
     return x if max_norm is None else _ClipGradient.apply(x, max_norm)

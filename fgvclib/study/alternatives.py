@@ -1,7 +1,7 @@
 """What one could use in the place of AttNet and AffNet, around the same classifier: the competitors of notebook 08.
 
-All map images X (B, 3, H, W) to logits (B, classes), as `EndToEndModel` does. They are there to be timed; what they
-would need beyond the end-to-end objective to be trained well is not here.
+All map images X (B, 3, H, W) to logits (B, classes), as `EndToEndModel` does. They exist only to be timed; no
+training recipe is given.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints: the last two epochs of a run, so that a crash, a full disk or a careless copy may damage one."""
+"""Checkpoints: the last two epochs of a run, so that one survives a crash, a full disk or a careless copy."""
 
 import os
 import warnings

@@ -101,8 +101,8 @@ def train_localisation(
 ) -> None:
     """Train AttNet and AffNet alone on the maps of a fixed teacher for `localisation_epochs` (ours).
 
-    The photos are loaded at AttNet's 64 pixels, which makes an epoch cheaper by an order of magnitude than one of the
-    classifier. Adam with cosine decay: nothing here has to match the classifier's schedule. Without maps, or where both
+    The photos are loaded at AttNet's 64 pixels, so that such an epoch costs about a tenth of a classifier epoch. Adam
+    with cosine decay: nothing here has to match the classifier's schedule. Without maps, or where both
     local losses are off, there is nothing to learn from. Runs where the model is.
     """
     if config.localisation_epochs == 0 or maps is None:
