@@ -7,7 +7,7 @@ from importlib import import_module
 
 from fgvclib._moved import keep_old_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "model.attnet": ["AttNet"],
