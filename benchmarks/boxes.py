@@ -8,6 +8,7 @@ it stopped. Every row says with what it was computed.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value")
     parser.add_argument("--attnets", nargs="+", choices=boxes.ATTNETS, default=list(boxes.ATTNETS))
     parser.add_argument("--parts", nargs="+", choices=["validation", "test"], default=["validation", "test"])
+    parser.add_argument("--sample", type=int, metavar="N", help="score N random test photos in place of all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--photos", default="as published", help="what was done to the photos, for the table")
     parser.add_argument("--output", type=Path, required=True)
@@ -36,6 +38,8 @@ def main() -> None:
     overrides = {key: literal(text) for key, _, text in (item.partition("=") for item in arguments.set)}
     config = load_config(arguments.profile, arguments.dataset, **overrides)
     splits = load_splits(config)
+    if arguments.sample:
+        splits = replace(splits, test=splits.test.sample(arguments.sample, random_state=0).reset_index(drop=True))
     if arguments.table == "teachers":
         table = boxes.teachers_table(splits, config, arguments.parts)
     else:
