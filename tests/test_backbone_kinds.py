@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from fgvclib.model import system
+from fgvclib.model import system, teacher
 from fgvclib.model.attnet import AttNet
 from fgvclib.model.backbones import OFFLINE, create_backbone, feature_maps, normalisation
 from fgvclib.model.geometry import crop
@@ -62,6 +62,18 @@ def test_live_teachers_map_is_the_mean_over_the_networks_own_features(networks, 
         features = feature_maps(networks[tag], images).numpy()
     expected = sum(features[:, channel] for channel in range(KINDS[tag])) / KINDS[tag]
     assert found[:, 0] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_live_teachers_map_is_the_same_however_many_photos_go_in_at_once(networks, monkeypatch):
+    images = torch.randn(5, 3, 64, 64)
+    passed = []
+    monkeypatch.setattr(teacher, "feature_maps", lambda net, part: passed.append(len(part)) or feature_maps(net, part))
+    monkeypatch.setattr(teacher, "CACHED_PIXELS", 2 * 64**2)
+    found = Teacher("resnet10t", 64, 32, 2)(networks["resnet10t"], images)
+    with torch.no_grad():
+        expected = torch.stack([feature_maps(networks["resnet10t"], photo[None])[0].mean(dim=0) for photo in images])
+    assert passed == [2, 2, 1]
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tag", sorted(set(KINDS) - {"vit_tiny_patch16_224"}))
