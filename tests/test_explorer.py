@@ -41,8 +41,8 @@ def explore(tiny, splits, models) -> Explorer:
     experiment = SimpleNamespace(
         config=tiny,
         splits=splits,
-        has_run=lambda row: row in models,
-        run=lambda row: SimpleNamespace(model=models[row]),
+        is_trained=lambda row: row in models,
+        trained=lambda row: SimpleNamespace(model=models[row]),
     )
     return Explorer(experiment)
 
