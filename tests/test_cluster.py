@@ -57,7 +57,10 @@ for path in made:
 
 @pytest.fixture
 def grid(tmp_path):
-    """Starts Snakemake on two cores for 5 rows x 1 seed x 2 data sets, with the stand-in for the real work."""
+    """Starts Snakemake on two cores for 5 rows x 1 seed x 2 data sets, with the stand-in for the real work.
+
+    Its `args` end with the configuration: what is added there counts.
+    """
     python = tmp_path / "python"
     python.write_text(STAND_IN.format(python=sys.executable, here=str(tmp_path)))
     python.chmod(0o755)
@@ -78,6 +81,17 @@ def grid(tmp_path):
 
 def commands(folder: Path) -> list[str]:
     return (folder / "commands").read_text().splitlines()
+
+
+@needs_snakemake
+def test_grid_of_one_data_set_ends_with_its_own_tables(grid, tmp_path):
+    """`fgvc tables` of one data set prints those of its folder, and writes none beside it."""
+    command = [*grid.args[0], "datasets=synthbirds", "rows=Baseline"]
+    done = subprocess.run(command, env=grid.keywords["env"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ran = [line.split(" --profile")[0] for line in commands(tmp_path)]
+    assert ran[0] == "data synthbirds" and ran[-1] == "run 07 --dataset synthbirds --seeds 4" and len(ran) == 5
+    assert (tmp_path / "results" / "smoke-synthbirds" / "notebooks" / "07_comparison.ipynb").exists()
 
 
 @needs_snakemake
