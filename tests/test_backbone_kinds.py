@@ -80,7 +80,7 @@ def test_live_teachers_map_is_the_same_however_many_photos_go_in_at_once(network
 def test_attnet_sees_a_stage_of_stride_4(tag):
     attnet = AttNet(tag, pretrained=False).eval()
     seen = []
-    attnet.stem.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    attnet.stem.register_forward_hook(lambda module, inputs, output: seen.extend(stage.shape for stage in output))
     with torch.no_grad():
         assert attnet(torch.randn(2, 3, 80, 96)).shape == (2, 1, 14, 14)
     assert seen == [(2, attnet.stem.num_features, 16, 16)]
