@@ -340,7 +340,7 @@ WRONG = [
     (checks.stuck_runs, [lambda scores: STUCK[:1], SCORES], "You missed 1, for instance Local-seed0"),
     (checks.stuck_runs, [lambda scores: ["Baseline-seed0", "End-seed0"], SCORES], "lowest accuracy"),
     (checks.stuck_runs, [lambda scores: [*STUCK, "No-seed0"], SCORES], "No-seed0 does crop"),
-    (checks.stuck_runs, [lambda scores: ["Local"], SCORES], "no run of the table"),
+    (checks.stuck_runs, [lambda scores: ["Local"], SCORES], "not a run of the table"),
     (checks.diagnosis, [lambda *a: diagnose(*a, swapped=True)], "swapped"),
     (checks.diagnosis, [lambda *a: diagnose(*a, clamp=-9.0)], "product is positive"),
     (checks.diagnosis, [lambda *a: "bad"], "is needed"),
