@@ -201,7 +201,7 @@ def test_other_generator_version_is_refused(small, monkeypatch):
 
 def test_foreign_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no synthetic bird data set"):
+    with pytest.raises(ValueError, match="not a synthetic bird data set"):
         synthbirds.generate(tmp_path, **SMALL)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
