@@ -1,13 +1,20 @@
-"""Publishing a results folder: what is copied, and that half-precision weights still answer."""
+"""The committed runs: how they are published, that their notebooks are today's, and that the shipped weights answer."""
+
+import json
 
 import pytest
 import torch
 
+import synthbirds
 from fgvclib.apps.predict import Recogniser
-from fgvclib.config import training_values
+from fgvclib.config import PROJECT, training_values
+from fgvclib.data import cub200
+from fgvclib.data.photos import open_photo
 from fgvclib.model.system import build_model
 from fgvclib.tools import reference
 from fgvclib.training.checkpoints import save_checkpoint
+
+PUBLISHED = PROJECT / "results" / "reference"
 
 
 @pytest.fixture
@@ -60,3 +67,26 @@ def test_halved_checkpoint_answers_as_the_whole_one(tiny, tmp_path):
     with torch.no_grad():
         found, wanted = Recogniser(tmp_path / "half.pt").model(images).logits, model(images).logits
     torch.testing.assert_close(found, wanted, atol=0.02, rtol=0.02)
+
+
+def cells(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    own = [cell for cell in notebook["cells"] if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    return ["".join(cell["source"]) for cell in own]
+
+
+@pytest.mark.parametrize(
+    "copy", sorted(PUBLISHED.glob("*/notebooks/*.ipynb")), ids=lambda copy: f"{copy.parts[-3]}-{copy.stem}"
+)
+def test_executed_copy_is_of_the_notebook_it_stands_beside(copy):
+    assert cells(copy) == cells(PROJECT / "notebooks" / copy.name), "Execute it again, or remove the copy."
+
+
+def test_shipped_weights_name_a_drawn_bird(tmp_path):
+    shipped = PUBLISHED / "cpu-synthbirds" / "runs" / reference.SHIPPED / "checkpoint.pt"
+    recogniser = Recogniser(shipped)
+    root = synthbirds.generate(tmp_path / "birds", 8, 1, 6, recogniser.config.photo_size, seed=5, workers=0)
+    photos, names = cub200.read(root)
+    answers = [recogniser(open_photo(path)).class_name for path in photos["path"]]
+    right = [answer == names[label] for answer, label in zip(answers, photos["label"], strict=True)]
+    assert sum(right) > 0.5 * len(right)  # an eighth would be chance
