@@ -22,7 +22,7 @@ KINDS = {
     "swin_tiny_patch4_window7_224": 768,
     "vit_tiny_patch16_224": 192,
 }
-SIZED = {"swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"}  # made for 224 pixels
+SIZED = ("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224")  # made for 224 pixels
 
 
 @pytest.fixture(scope="module")
