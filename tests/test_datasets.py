@@ -408,7 +408,7 @@ def test_damaged_labels_of_cars(root, damage):
 def test_missing_or_damaged_mat_file(root, name, content):
     path = tiny_copies.cars_torchvision(root) / name
     path.unlink() if content is None else path.write_bytes(content)
-    kind, message = (FileNotFoundError, f"no {path.name}") if content is None else (ValueError, "no readable .mat")
+    kind, message = (FileNotFoundError, f"no {path.name}") if content is None else (ValueError, "not a readable .mat")
     with pytest.raises(kind, match=message) as error:
         load_splits(config_for("cars"))
     assert_one_sentence(str(error.value))
