@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ["config", "utils", "model", "data", "training", "study", "figures", "apps", "tools"]  # from the ground up
+# From the ground up.
+FLOORS = ["config", "utils", "model", "systems", "data", "training", "study", "figures", "apps", "tools"]
 MODULES = sorted(path for floor in FLOORS for path in (ROOT / "fgvclib").glob(f"{floor}*/**/*.py"))
 
 
