@@ -23,6 +23,7 @@ HOME = PROJECT if (PROJECT / "pyproject.toml").is_file() else Path.home() / "fgv
 DATASETS = ("synthbirds", "cub200", "aircraft", "cars", "folder")
 SYNTHBIRDS_KEYS = ("train_per_class", "test_per_class", "photo_size")  # how it is drawn; other data have photos
 AIRCRAFT_BANNER = 20  # pixels at the bottom of every FGVC-Aircraft photo: the photographer's copyright
+END_TO_END = "end-to-end"  # the paper's own among the systems of Table 3
 SMALL_CROP = 128  # pixels; a training of larger crops uses several cores by itself, and takes gigabytes
 
 Count = Annotated[int, Field(ge=1)]
@@ -58,6 +59,7 @@ class Config:
     validation_fraction: Share = 0.0  # (ours) of the training split, to choose settings on; the paper's are given
 
     # Classifier
+    system: str = END_TO_END  # or one of fgvclib.systems.SYSTEMS: what is trained, Table 3
     backbone: str = "resnet101.tv_in1k"
     kmax: Count = 4  # global k-max pooling [ELoPE]
     embedding_dim: Count = 512  # setting 1; setting 2: 1024

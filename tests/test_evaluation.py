@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fgvclib.model.geometry import attention_to_box, box_to_theta
-from fgvclib.model.system import ModelOutput
+from fgvclib.model.geometry import attention_to_box, box_to_theta, theta_to_box
+from fgvclib.model.system import Answer, ModelOutput
 from fgvclib.training.evaluation import count_parameters, localisation_scores, predict, summarise, trivial_localisers
 
 TRUE = [[0.0, 0.0, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6], [0.1, 0.1, 0.9, 0.9], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
@@ -27,6 +27,10 @@ class Stub(torch.nn.Module):
         numbers = images[:, 0, 0, 0].long()
         logits = torch.nn.functional.one_hot(torch.tensor(PREDICTED)[numbers], 3).float()
         return ModelOutput(logits, None, None, box_to_theta(torch.tensor(CROPS)[numbers]), None)
+
+    def predict(self, images):
+        output = self(images)
+        return Answer(output.logits.log_softmax(dim=1), theta_to_box(output.theta))
 
     def teacher_map(self, images):
         maps = torch.zeros(len(images), 1, 4, 4)

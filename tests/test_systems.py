@@ -1,12 +1,21 @@
 """What holds of every system of Table 3; what is particular to one is in `test_system_<name>.py`."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from fgvclib.apps.export import export_run
+from fgvclib.apps.predict import Recogniser
+from fgvclib.data.loaders import BalancedSampler
 from fgvclib.systems import SYSTEMS
+from fgvclib.training.checkpoints import read_checkpoint
+from fgvclib.training.loop import train as train_run
+from fgvclib.training.runs import train_or_load
 
 CLASSES, SIZE, IMAGE = 4, 128, 160
 BACKBONE = "efficientnet_lite0.pypi"
@@ -75,6 +84,7 @@ def test_an_answer_is_a_distribution_and_the_same_twice(system, batch):
     assert first.log_probabilities.shape == (8, CLASSES)
     assert torch.equal(first.log_probabilities, second.log_probabilities)
     assert torch.allclose(first.log_probabilities.exp().sum(dim=1), torch.ones(8), atol=1e-5)
+    assert system.localise == (first.boxes is not None)
     if first.boxes is not None:
         assert first.boxes.shape == (8, 4)
         assert (first.boxes >= 0).all() and (first.boxes <= 1).all()
@@ -102,9 +112,8 @@ def test_the_terms_sum_to_the_total(system, batch):
     system.train()
     system.begin_epoch(5, 10)
     for terms in system.steps(batch, system):
-        assert math.isclose(
-            sum(float(v) for k, v in terms.items() if k != "total"), float(terms["total"]), rel_tol=1e-4
-        )
+        total = terms.pop("total").item()
+        assert math.isclose(sum(term.item() for name, term in terms.items() if name != "accuracy"), total, rel_tol=1e-4)
 
 
 def test_the_loss_falls_on_eight_photos(system, batch):
@@ -112,3 +121,53 @@ def test_the_loss_falls_on_eight_photos(system, batch):
     system.begin_epoch(5, 10)
     losses = train(system, batch, steps=12)
     assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_balanced_batches_hold_classes_and_photos_of_each():
+    labels = np.repeat([0, 1, 2, 3, 4], [4, 5, 6, 3, 1])  # 4 can never give a pair
+    sampler = BalancedSampler(labels, seed=3, classes=2, photos=2)
+    orders = []
+    for sampler.epoch in range(3):
+        items = np.array(list(sampler))
+        assert len(items) == len(sampler) == 2 * 2 * (2 + 1 + 0)  # rounds of 4, 3 and 1 pairs
+        assert set(items // len(labels)) == {sampler.epoch}
+        rows = items % len(labels)
+        assert len(set(rows)) == len(rows)
+        for batch in labels[rows].reshape(-1, 4):
+            assert batch[0] == batch[1] != batch[2] == batch[3]
+        orders.append(rows.tolist())
+    assert orders[0] != orders[1]
+
+
+@pytest.fixture(params=["finetune"])
+def configured(request, tiny):
+    return replace(tiny, system=request.param, epochs=2)
+
+
+def test_resumed_training_equals_an_uninterrupted_one(configured, splits, tmp_path):
+    whole = list(train_run(configured, splits, 0, tmp_path / "whole.pt"))
+    begun = train_run(configured, splits, 0, tmp_path / "part.pt")
+    next(begun)
+    begun.close()
+    assert [record["epoch"] for record in train_run(configured, splits, 0, tmp_path / "part.pt")] == [1, 2]
+    first, second = (read_checkpoint(tmp_path / name)["model"] for name in ("whole.pt", "part.pt"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {"train_total", "train_accuracy", "validation_accuracy"} <= whole[1].keys()
+
+
+def test_run_of_a_system_is_scored_loaded_and_used_on_photos(configured, splits, tmp_path):
+    run = train_or_load(configured, splits, 0, tmp_path / "run")
+    assert 0 <= run.metrics["accuracy"] <= 1 and len(run.predictions) == len(splits.test)
+    again = train_or_load(configured, splits, 0, tmp_path / "run", announce=pytest.fail)
+    assert again.metrics == run.metrics
+    recogniser = Recogniser(run.checkpoint)
+    found = recogniser(Image.new("RGB", (50, 40), "green"))
+    assert found.class_name in splits.class_names and found.box == (0, 0, 50, 40)
+    assert "does not localise" in recogniser.remarks()[-1]
+    with pytest.raises(ValueError, match="only 'end-to-end' has this form"):
+        export_run(tmp_path / "run")
+
+
+def test_unknown_system_is_named(tiny, splits, tmp_path):
+    with pytest.raises(ValueError, match=r"system is 'nobody'; choose one of end-to-end, finetune"):
+        train_or_load(replace(tiny, system="nobody"), splits, 0, tmp_path)

@@ -85,4 +85,4 @@ def export_run(folder: Path, path: Path | str | None = None) -> Path:
     """
     trained = Recogniser(folder / "checkpoint.pt")
     path = Path(path or folder)
-    return export_onnx(trained.model, path / "model.onnx" if path.is_dir() else path, trained.config.image_size)
+    return export_onnx(trained.end_to_end(), path / "model.onnx" if path.is_dir() else path, trained.config.image_size)

@@ -59,7 +59,7 @@ def export_page(checkpoint: Path, folder: Path) -> Path:
     cannot bring ONNX Runtime Web.
     """
     recogniser = Recogniser(checkpoint)
-    model, config = recogniser.model.cpu(), recogniser.config
+    model, config = recogniser.end_to_end().cpu(), recogniser.config
     if not model.localise:
         raise ValueError("This model was built without localisation (the baseline): there is no box to show.")
     folder.mkdir(parents=True, exist_ok=True)

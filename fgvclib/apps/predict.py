@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from fgvclib.apps.canvas import dejavu
-from fgvclib.config import Config
+from fgvclib.config import END_TO_END, Config
 from fgvclib.data.augment import to_input
 from fgvclib.data.photos import DRAWING_SUFFIX, MARK, is_drawing, open_photo, printable
 from fgvclib.figures import BOX_STYLES
-from fgvclib.model.geometry import theta_to_box
-from fgvclib.model.system import build_model
+from fgvclib.model.geometry import WHOLE_IMAGE
+from fgvclib.model.system import EndToEndModel
+from fgvclib.systems import build_network
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.utils.device import default_device
 from fgvclib.utils.files import atomic_path
@@ -44,7 +45,7 @@ class Recogniser:
         self.epochs_done = len(state["history"])
         try:
             self.config = Config(**state["config"])
-            self.model = build_model(self.config, len(self.class_names), pretrained=False).eval()
+            self.model = build_network(self.config, len(self.class_names), pretrained=False).eval()
             self.model.load_state_dict(state["model"])
             self.device = default_device()
             self.model.to(self.device)
@@ -53,12 +54,23 @@ class Recogniser:
 
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> Recognition:
-        """An upright RGB photo → class, probability, and theta's box, clipped to the photo (without `crop_margin`)."""
-        output = self.model(to_input(photo, self.config).unsqueeze(0).to(self.device))
-        probability, label = output.logits.softmax(dim=1)[0].max(dim=0)
-        width, height = photo.size
-        corners = theta_to_box(output.theta)[0].cpu().clamp(0, 1) * torch.tensor([width, height, width, height])
+        """An upright RGB photo → class, probability, and the box that was looked at, clipped to the photo.
+
+        Of the end-to-end system that is theta's, without `crop_margin`.
+        """
+        answer = self.model.predict(to_input(photo, self.config).unsqueeze(0).to(self.device))
+        probability, label = answer.log_probabilities[0].exp().max(dim=0)
+        box = torch.tensor(WHOLE_IMAGE) if answer.boxes is None else answer.boxes[0].cpu().clamp(0, 1)
+        corners = box * torch.tensor([photo.width, photo.height, photo.width, photo.height])
         return Recognition(self.class_names[label], probability.item(), tuple(corners.round().int().tolist()))
+
+    def end_to_end(self) -> EndToEndModel:
+        """The network. Raises ValueError where it is that of another system of Table 3."""
+        if self.config.system != END_TO_END:
+            raise ValueError(
+                f"The checkpoint is of the system {self.config.system!r}; only {END_TO_END!r} has this form."
+            )
+        return self.model
 
     def remarks(self) -> list[str]:
         """Sentences that a user of this checkpoint should know."""

@@ -3,7 +3,7 @@
 What a loader yields holds no true box.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -81,11 +81,49 @@ class EpochSampler(Sampler):
         return iter((self.epoch * self.length + order).tolist())
 
 
+class BalancedSampler(EpochSampler):
+    """As EpochSampler, so that every batch holds `classes` different classes with `photos` photos of each.
+
+    What does not fill a batch is left out, other photos in each epoch.
+    """
+
+    def __init__(self, labels: Sequence[int], seed: int, classes: int, photos: int):
+        super().__init__(len(labels), seed)
+        self.rows = pd.Series(range(len(labels))).groupby(np.asarray(labels)).apply(np.array)
+        self.classes, self.photos = min(classes, len(self.rows)), photos
+
+    def __len__(self) -> int:
+        groups = [len(rows) // self.photos for rows in self.rows]
+        rounds = [sum(count > turn for count in groups) for turn in range(max(groups))]
+        return sum(count // self.classes * self.classes for count in rounds) * self.photos
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        shuffled = [rng.permutation(rows) for rows in self.rows]
+        order = []
+        for turn in range(max(map(len, shuffled)) // self.photos):
+            groups = [rows[turn * self.photos :][: self.photos] for rows in shuffled]
+            groups = [groups[i] for i in rng.permutation(len(groups)) if len(groups[i]) == self.photos]
+            order += groups[: len(groups) // self.classes * self.classes]
+        return iter((self.epoch * self.length + np.concatenate(order)).tolist())
+
+
 def training_loader(
-    photos: pd.DataFrame, config: Config, seed: int, maps: Tensor | None = None
+    photos: pd.DataFrame,
+    config: Config,
+    seed: int,
+    maps: Tensor | None = None,
+    balanced: tuple[int, int] | None = None,
 ) -> tuple[DataLoader, EpochSampler]:
-    """Augmented batches; a last batch that is not full is left out (BatchNorm cannot work on a single image)."""
+    """Augmented batches; a last batch that is not full is left out (BatchNorm cannot work on a single image).
+
+    With `balanced` (classes, photos of each), batches are those of BalancedSampler, whatever `batch_size`.
+    """
     dataset = PhotoDataset(photos, config, augment=True, seed=seed, maps=maps)
+    if balanced:
+        sampler = BalancedSampler(dataset.labels, seed, *balanced)
+        sized = replace(config, batch_size=sampler.classes * sampler.photos)
+        return _loader(dataset, sized, sampler=sampler), sampler
     sampler = EpochSampler(len(dataset), seed)
     drop_last = len(dataset) > config.batch_size
     return _loader(dataset, config, sampler=sampler, drop_last=drop_last), sampler

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from fgvclib.model.affnet import AffNet
 from fgvclib.model.attnet import AttNet
 from fgvclib.model.classifier import Classifier
-from fgvclib.model.geometry import resize
+from fgvclib.model.geometry import resize, theta_to_box
 from fgvclib.model.localiser import Localiser, whole_image
 from fgvclib.model.teacher import Teacher, build_teacher
 
@@ -26,6 +26,13 @@ class ModelOutput(NamedTuple):
     attention: Tensor | None  # A, (B, 1, n, n)
     theta: Tensor  # (B, 4)
     crop: Tensor  # (B, 3, crop_size, crop_size)
+
+
+class Answer(NamedTuple):
+    """What a system says of photos, and where it looked: both from the same passes."""
+
+    log_probabilities: Tensor  # (B, classes)
+    boxes: Tensor | None = None  # (B, 4) xyxy in [0, 1] of X, beyond it where the crop is; None: the whole photo
 
 
 class EndToEndModel(Localiser):
@@ -56,6 +63,12 @@ class EndToEndModel(Localiser):
         answer = self.classifier(cropped)
         logits, embedding = (answer, None) if isinstance(answer, Tensor) else answer
         return ModelOutput(logits, embedding, attention, theta, cropped)
+
+    def predict(self, images: Tensor) -> Answer:
+        """X (B, 3, H, W) → `Answer`, with theta's box (without `crop_margin`)."""
+        output = self(images)
+        logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
+        return Answer(logits.log_softmax(dim=1), theta_to_box(output.theta))
 
     def localisation(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """X → A (B, 1, n, n) and theta (B, 4); None and the identity where localisation is off."""

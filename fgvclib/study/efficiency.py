@@ -24,7 +24,7 @@ from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.study.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
 from fgvclib.study.contenders import ResNet50
 from fgvclib.study.table2 import ROWS
-from fgvclib.training.loop import build_loss, build_optimiser, losses, training_step
+from fgvclib.training.loop import build_loss, build_optimiser, losses, training_steps
 from fgvclib.utils.device import autocast, default_device, device_name
 
 CLASSES = 200  # of CUB-200-2011, where the configuration does not limit them
@@ -220,11 +220,11 @@ class TrainingStep:
         self.precision = config.precision
 
     def __call__(self) -> None:
-        training_step(self.model, self.criterion, self.optimiser, self.batch, self.precision)
+        list(training_steps(self.model, self.criterion, self.optimiser, self.batch, self.precision))
 
     def loss(self) -> Tensor:
         """The total loss of the batch, with its graph."""
-        return losses(self.model, self.criterion, self.batch, self.precision)[1]["total"]
+        return next(losses(self.model, self.criterion, self.batch, self.precision))["total"]
 
 
 def step_sides(config: Config) -> dict[str, Callable[[], object]]:

@@ -14,6 +14,7 @@ from fgvclib.data.fixed_boxes import with_fixed_boxes
 from fgvclib.data.splits import Splits, load_splits
 from fgvclib.study.bounds import BOUNDS
 from fgvclib.study.table2 import ROWS
+from fgvclib.systems import SYSTEMS
 from fgvclib.training.runs import Run, load_run, train_or_load
 from fgvclib.utils.device import device_name
 from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
@@ -57,11 +58,11 @@ class Experiment:
         return load_splits(self.config)
 
     def row_config(self, row: str) -> Config:
-        """Configuration of a row: a key of `table2.ROWS` or `bounds.BOUNDS`, or "setting 2"."""
+        """Configuration of a row: a key of `table2.ROWS`, `bounds.BOUNDS` or `SYSTEMS`, or "setting 2"."""
         if row == SETTING_2:
             setting = {"backbone": self.config.setting2_backbone, "embedding_dim": self.config.setting2_embedding_dim}
             return replace(self.config, **setting)
-        rows = ROWS | BOUNDS
+        rows = ROWS | BOUNDS | {name: {"system": name} for name in SYSTEMS}
         if row not in rows:
             raise ValueError(f"{row!r} is not a row; the rows are {', '.join(rows)}, and {SETTING_2!r}.")
         return replace(self.config, **rows[row])

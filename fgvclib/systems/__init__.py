@@ -1,8 +1,22 @@
 """The systems that the paper compares with in its Table 3, each in one short file behind the interface of `base`."""
 
+import torch
+
+from fgvclib.config import END_TO_END, Config
+from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.systems.base import System
 from fgvclib.systems.finetune import FineTune
 
 SYSTEMS: dict[str, type[System]] = {
     "finetune": FineTune,
 }
+
+
+def build_network(config: Config, num_classes: int, pretrained: bool = True) -> EndToEndModel | System:
+    """The network that `config.system` names. Raises ValueError for a name that is none, or sizes that do not fit."""
+    if config.system == END_TO_END:
+        return build_model(config, num_classes, pretrained)
+    if config.system not in SYSTEMS:
+        raise ValueError(f"system is {config.system!r}; choose one of {', '.join([END_TO_END, *SYSTEMS])}.")
+    network = SYSTEMS[config.system](num_classes, config.backbone, config.crop_size, pretrained)
+    return network.to(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgvclib.model.backbones import create_backbone, feature_maps
+from fgvclib.model.system import Answer
 
 
 class Looks(NamedTuple):
@@ -18,19 +19,13 @@ class Looks(NamedTuple):
     boxes: Tensor | None = None  # (B, 4) xyxy in [0, 1] of X: where the system looked
 
 
-class Answer(NamedTuple):
-    """What a system says of photos; its boxes come from the same passes, so that they can be scored."""
-
-    log_probabilities: Tensor  # (B, classes)
-    boxes: Tensor | None = None  # (B, 4) xyxy in [0, 1] of X
-
-
 class System(nn.Module):
     """One system of Table 3: X (B, 3, H, W), normalised → `Looks`. A rival is one file, and one line in `SYSTEMS`.
 
     Whatever has parameters runs inside `forward`, as training on several GPUs needs; hence its `labels`.
     """
 
+    localise = False  # whether its answer has boxes
     passes = 1.0  # of the backbone at crop_size, for one answer; a pass at half the side counts a quarter
     training_passes = 1.0  # for one training step
     batches: tuple[int, int] | None = None  # (classes, photos of each) in a batch, where it must be balanced
@@ -57,15 +52,16 @@ class System(nn.Module):
     def predict(self, images: Tensor) -> Answer:
         """X (B, 3, H, W) → `Answer`, in evaluation mode; skips what only training needs."""
         looks = self(images)
-        return Answer(looks.logits["main"].log_softmax(dim=1), looks.boxes)
+        return Answer(looks.logits["main"].float().log_softmax(dim=1), looks.boxes)
 
     def steps(self, batch: dict[str, Tensor], look: Callable[..., Looks]) -> Iterator[dict[str, Tensor]]:
-        """The terms of the loss for each optimiser step on a batch ("image", "label"), "total" among them.
+        """The terms of the loss for each optimiser step on a batch ("image", "label"), and in one of them "accuracy".
 
         A generator, as a second step sees the weights that the first has changed. `look` is this system as the loop
         calls it: several processes and mixed precision wrap it.
         """
-        yield self.loss(look(batch["image"], batch["label"]), batch["label"])
+        looks = look(batch["image"], batch["label"])
+        yield self.loss(looks, batch["label"]) | {"accuracy": accuracy(looks.logits["main"], batch["label"])}
 
     def groups(self) -> list[dict]:
         """Parameters ("params") with multipliers ("rate") on the learning rate."""
@@ -73,3 +69,8 @@ class System(nn.Module):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Freeze and thaw, switch phases; `epoch` counts from 0."""
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of logits (B, classes) whose largest is that of the label (B,): a scalar without gradient."""
+    return (logits.argmax(dim=1) == labels).float().mean()

@@ -123,6 +123,8 @@ def tables(profile, datasets, overrides):
 @fgvc.command()
 @click.option("--rows", default="", callback=_names,
               help="Of Table 2, or 'setting 2'; default: Table 2, and setting 2 with the first seed.")  # fmt: skip
+@click.option("--system", "systems", default="", callback=_names,
+              help="Of Table 3, such as mmal; several, separated by commas.")  # fmt: skip
 @profile_option
 @dataset_option
 @set_option
@@ -130,15 +132,15 @@ def tables(profile, datasets, overrides):
 @click.option("--jobs", type=click.IntRange(1), metavar="N",
               help="Trainings at a time, a thread each; default: one for each core, if crops are small.")  # fmt: skip
 @fresh_option
-def train(rows, profile, dataset, overrides, seeds, jobs, fresh):
-    """Train rows of Table 2 without a notebook; for clusters and `accelerate launch`."""
+def train(rows, systems, profile, dataset, overrides, seeds, jobs, fresh):
+    """Train rows of Table 2, or systems of Table 3, without a notebook; for clusters and `accelerate launch`."""
     from fgvclib.study import trainings  # imports torch
     from fgvclib.study.experiment import Experiment
 
     if fresh:
         ask_for_fresh_runs()
     experiment = Experiment(profile, dataset, seeds, overrides)
-    runs = trainings.wanted_runs(rows, seeds)
+    runs = trainings.wanted_runs([*rows, *systems], seeds)
     for row, _ in runs:
         experiment.row_config(row)  # refuses a name that is none before anything is trained
     try:

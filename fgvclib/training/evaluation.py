@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fgvclib.data.index import BOX, CROP
-from fgvclib.model.geometry import box_iou, centre_box, theta_to_box
+from fgvclib.model.geometry import box_iou, centre_box
 from fgvclib.model.system import EndToEndModel
+from fgvclib.systems.base import System
 from fgvclib.utils.device import autocast, forward
 
 IOU_LEVELS = (0.3, 0.5, 0.7)
@@ -23,7 +24,7 @@ IOU_LEVELS = (0.3, 0.5, 0.7)
 
 @torch.no_grad()
 def predict(
-    model: EndToEndModel,
+    model: EndToEndModel | System,
     loader: DataLoader,
     photos: pd.DataFrame,
     teacher_box: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -32,8 +33,8 @@ def predict(
 ) -> pd.DataFrame:
     """Run the model once over a loader of `photos` (in their order) → one row per photo.
 
-    Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (theta's, clipped to the photo; what the
-    classifier sees is wider by `crop_margin`), iou with the true box (NaN where the photo has none); with
+    Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (where the model looked, clipped to the
+    photo; of an EndToEndModel theta's, without `crop_margin`), iou with the true box (NaN where there is none); with
     `teacher_box`, which makes boxes (B, 4) of maps (B, 1, n, n), also teacher_x1 … and teacher_iou, which cost a second
     pass where the batches bring no maps. Boxes are fractions of the photo, also where `photos` says that the model sees
     a crop of it. Leaves the model in evaluation mode. Where processes share a prepared loader, `gather` is their
@@ -44,14 +45,10 @@ def predict(
     parts, whole_photo = [], True
     for batch in loader:
         images = batch["image"].to(device, non_blocking=True)
-        output = forward(model, images, precision)
-        probability, prediction = output.logits.softmax(dim=1).max(dim=1)
-        columns = [
-            batch["index"].to(device),
-            prediction,
-            probability,
-            *theta_to_box(output.theta).clamp(0, 1).unbind(1),
-        ]
+        answer = forward(model.predict, images, precision=precision)
+        probability, prediction = answer.log_probabilities.exp().max(dim=1)
+        boxes = centre_box(len(images), 1.0).to(device) if answer.boxes is None else answer.boxes.clamp(0, 1)
+        columns = [batch["index"].to(device), prediction, probability, *boxes.unbind(1)]
         if teacher_box is not None:
             whole_photo = "teacher_map" in batch  # the map of a fixed teacher
             with autocast(precision, device):

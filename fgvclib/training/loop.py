@@ -8,25 +8,29 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from fgvclib.config import Config
+from fgvclib.config import END_TO_END, Config
 from fgvclib.data.loaders import evaluation_loader, training_loader
 from fgvclib.data.splits import Splits
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
-from fgvclib.model.system import EndToEndModel, ModelOutput, build_model
+from fgvclib.model.system import EndToEndModel
+from fgvclib.systems import build_network
+from fgvclib.systems.base import System
+from fgvclib.systems.end_to_end import EndToEnd
 from fgvclib.training.checkpoints import load_checkpoint, save_checkpoint
 from fgvclib.training.evaluation import named_box, predict, summarise
 from fgvclib.training.identity import run_identity
-from fgvclib.utils.device import autocast, forward
+from fgvclib.utils.device import forward
 from fgvclib.utils.parallel import create_accelerator, share_buffers, synchronise_batchnorm
 from fgvclib.utils.progress import photo_progress, progress
 from fgvclib.utils.provenance import describe_code, library_hash, provenance
@@ -49,33 +53,31 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     check_batches(config, splits)
     accelerator = create_accelerator(config.precision)
     torch.manual_seed(seed)
-    model = synchronise_batchnorm(build_model(config, len(splits.class_names), pretrained), accelerator)
-    criterion = build_loss(config, len(splits.class_names))
+    model = synchronise_batchnorm(build_network(config, len(splits.class_names), pretrained), accelerator)
+    criterion = build_loss(config, len(splits.class_names)) if config.system == END_TO_END else None
     optimiser = build_optimiser(model, config)
     schedule = build_schedule(optimiser, config)
-    fixed_teacher = criterion.needs_teacher and config.teacher_weights == "imagenet"
     with accelerator.main_process_first():  # the others find the maps on disk
-        component = teacher_component(splits.train, config)
-        maps = teacher_maps(splits.train, config, component) if fixed_teacher else None
-    if component is not None:  # kept with the weights also where nothing learns from it: the teacher's box is scored
-        model.teacher_component.copy_(component)
-    loader, sampler = training_loader(splits.train, config, seed, maps)
+        maps = fixed_maps(model, criterion, splits, config) if criterion else None
+    loader, sampler = training_loader(splits.train, config, seed, maps, getattr(model, "batches", None))
     validation_loader = evaluation_loader(splits.validation, config) if len(splits.validation) else []
     identity = run_identity(config, splits, seed)
-    parts = {"model": model, "criterion": criterion, "optimiser": optimiser, "schedule": schedule}
+    parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    parts |= {"criterion": criterion} if criterion else {}
     history, earlier = resume(checkpoint, identity, parts)
     made_by = provenance(accelerator.device) | {"world_size": accelerator.num_processes, "precision": config.precision}
     yield from history
     model.to(accelerator.device)
-    criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
-    if not history:
-        train_localisation(model, criterion, splits, maps, config, seed)
+    if criterion:
+        criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
+        if not history:
+            train_localisation(model, criterion, splits, maps, config, seed)
     prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
     validation_loader = accelerator.prepare(validation_loader)
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
         sampler.epoch = epoch
-        model.trust_theta = epoch >= config.warmup_epochs
+        begin_epoch(model, epoch, config)
         torch.manual_seed(seed * 10_000 + epoch)  # so that a resumed epoch draws what an uninterrupted one does
         record = {"epoch": epoch + 1, "learning_rate": schedule.get_last_lr()[0]}
         record |= train_one_epoch(prepared, criterion, optimiser, loader, accelerator, config.precision)
@@ -94,6 +96,23 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
             state |= {"class_names": splits.class_names, "history": history, "provenance": made_by}
             save_checkpoint(checkpoint, identity | state)
         yield record
+
+
+def fixed_maps(model: EndToEndModel, criterion: EndToEndLoss, splits: Splits, config: Config) -> Tensor | None:
+    """The training photos' maps (N, 1, n, n) by a teacher that never changes; None where the run needs none."""
+    component = teacher_component(splits.train, config)
+    if component is not None:  # kept with the weights also where nothing learns from it: the teacher's box is scored
+        model.teacher_component.copy_(component)
+    fixed = criterion.needs_teacher and config.teacher_weights == "imagenet"
+    return teacher_maps(splits.train, config, component) if fixed else None
+
+
+def begin_epoch(model: EndToEndModel | System, epoch: int, config: Config) -> None:
+    """Let the network switch its phases; `epoch` counts from 0."""
+    if isinstance(model, System):
+        model.begin_epoch(epoch, config.epochs)
+    else:
+        model.trust_theta = epoch >= config.warmup_epochs
 
 
 def train_localisation(
@@ -126,8 +145,8 @@ def train_localisation(
 
 
 def train_one_epoch(
-    model: EndToEndModel,
-    criterion: EndToEndLoss,
+    model: nn.Module,
+    criterion: EndToEndLoss | None,
     optimiser: SGD,
     loader: torch.utils.data.DataLoader,
     accelerator: Accelerator,
@@ -135,49 +154,51 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """One pass over the training photos, those of all processes → mean loss terms and accuracy over samples.
 
-    `model` is an EndToEndModel as `accelerator.prepare` returns it; its passes compute with `precision`.
+    `model` is an EndToEndModel or a System as `accelerator.prepare` returns it; its passes compute with `precision`.
+    `criterion` is the former's objective; a System has its own.
     """
     model.train()
-    criterion.train()
+    if criterion:
+        criterion.train()
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in progress(loader, "training"):
-        terms = training_step(model, criterion, optimiser, batch, precision)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0) + value.detach() * len(batch["label"])
+        for terms in training_steps(model, criterion, optimiser, batch, precision):
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach() * len(batch["label"])
         count += len(batch["label"])
     # Every process has as many photos as the others: accelerate gives whole rounds of equal batches.
     sums = accelerator.reduce(sums, "mean")
     return {f"train_{name}": float(value) / count for name, value in sums.items()}
 
 
-def training_step(
-    model: EndToEndModel, criterion: EndToEndLoss, optimiser: SGD, batch: dict[str, Tensor], precision: str = "fp32"
-) -> dict[str, Tensor]:
-    """Forward, losses, backward, SGD → the terms of the loss, scalars, and the batch's accuracy.
+def training_steps(
+    model: nn.Module,
+    criterion: EndToEndLoss | None,
+    optimiser: SGD,
+    batch: dict[str, Tensor],
+    precision: str = "fp32",
+) -> Iterator[dict[str, Tensor]]:
+    """Forward, losses, backward, SGD, as often as the system wants → each time the terms of the loss, scalars.
 
     A batch has "image" (B, 3, H, W), "label" (B,) and, where the teacher's maps are given, "teacher_map" (B, 1, n, n).
     Raises NonFiniteLoss.
     """
-    output, terms = losses(model, criterion, batch, precision)
-    optimiser.zero_grad()
-    terms["total"].backward()
-    check_finite(terms | {"gradient": gradient_norm(model)})
-    optimiser.step()
-    return terms | {"accuracy": (output.logits.argmax(dim=1) == batch["label"]).float().mean()}
+    for terms in losses(model, criterion, batch, precision):
+        optimiser.zero_grad()
+        terms["total"].backward()
+        check_finite(terms | {"gradient": gradient_norm(model)})
+        optimiser.step()
+        yield terms
 
 
 def losses(
-    model: EndToEndModel, criterion: EndToEndLoss, batch: dict[str, Tensor], precision: str = "fp32"
-) -> tuple[ModelOutput, dict[str, Tensor]]:
-    """A forward pass, the teacher's with it where the batch brings no maps → the output and the terms of the loss."""
-    images, target = batch["image"], batch.get("teacher_map")
-    if target is None and criterion.needs_teacher:
-        alone = getattr(model, "module", model)  # not the wrapper of several processes, which knows one pass alone
-        with autocast(precision, images.device):
-            target = alone.teacher_map(images).float()
-    output = forward(model, images, precision)
-    return output, criterion(output, batch["label"], target)
+    model: nn.Module, criterion: EndToEndLoss | None, batch: dict[str, Tensor], precision: str = "fp32"
+) -> Iterator[dict[str, Tensor]]:
+    """The terms of the loss, with "total" and "accuracy", for each optimiser step that the system takes on a batch."""
+    alone = getattr(model, "module", model)  # not the wrapper of several processes, which knows one pass alone
+    system = alone if isinstance(alone, System) else EndToEnd(alone, criterion, precision)
+    return system.steps(batch, partial(forward, model, precision=precision))
 
 
 def gradient_norm(model: EndToEndModel) -> Tensor:
@@ -216,11 +237,15 @@ def build_loss(config: Config, num_classes: int) -> EndToEndLoss:
     )
 
 
-def build_optimiser(model: EndToEndModel, config: Config) -> SGD:
+def build_optimiser(model: EndToEndModel | System, config: Config) -> SGD:
     """SGD with AttNet and AffNet in a group of their own: at a large rate lambda_att = 16 makes them diverge.
 
-    A third group holds what weight decay spares unless `decay_w_tau_and_theta_bias` is set.
+    A third group holds what weight decay spares unless `decay_w_tau_and_theta_bias` is set. A System has groups of its
+    own.
     """
+    if isinstance(model, System):
+        groups = [group | {"lr": config.learning_rate * group.pop("rate")} for group in model.groups()]
+        return SGD(groups, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
     offsets = model.affnet.offsets()
     others = [p for p in model.localisation_parameters() if all(p is not offset for offset in offsets)]
     decay = config.weight_decay if config.decay_w_tau_and_theta_bias else 0.0

@@ -18,13 +18,15 @@ from pathlib import Path
 import pandas as pd
 from accelerate.utils import broadcast_object_list
 
-from fgvclib.config import Config
+from fgvclib.config import END_TO_END, Config
 from fgvclib.data.index import BOX
 from fgvclib.data.loaders import evaluation_loader
 from fgvclib.data.splits import Splits, has_boxes
 from fgvclib.data.teacher_maps import teacher_maps
 from fgvclib.model.geometry import target_box
-from fgvclib.model.system import EndToEndModel, build_model
+from fgvclib.model.system import EndToEndModel
+from fgvclib.systems import build_network
+from fgvclib.systems.base import System
 from fgvclib.training.checkpoints import previous_path, read_checkpoint
 from fgvclib.training.evaluation import predict, summarise
 from fgvclib.training.identity import differences, run_identity
@@ -70,9 +72,9 @@ class Run:
         return scores.merge(self.splits.test[["image_id", "path"]], on="image_id", how="left", validate="1:1")
 
     @cached_property
-    def model(self) -> EndToEndModel:
+    def model(self) -> EndToEndModel | System:
         """The trained model in evaluation mode, on the CPU. Raises ValueError where its weights cannot be read."""
-        model = build_model(self.config, len(self.splits.class_names), pretrained=False)
+        model = build_network(self.config, len(self.splits.class_names), pretrained=False)
         try:
             model.load_state_dict(read_checkpoint(self.checkpoint)["model"])
         except (FileNotFoundError, ValueError) as error:
@@ -234,13 +236,15 @@ def describe_epoch(record: dict, epochs: int) -> str:
 
 def _predict_test(run: Run) -> pd.DataFrame:
     """Table of `predict` over the test split, computed by all processes on their devices."""
-    fixed = run.config.teacher_weights == "imagenet"
+    taught = run.config.system == END_TO_END
+    fixed = taught and run.config.teacher_weights == "imagenet"
     accelerator = create_accelerator(run.config.precision)
     with accelerator.main_process_first():
         maps = teacher_maps(run.splits.test, run.config, run.model.teacher_component) if fixed else None
     loader = accelerator.prepare(evaluation_loader(run.splits.test, run.config, maps))
     model = run.model.to(accelerator.device)
-    box, gather = partial(target_box, config=run.config), accelerator.gather_for_metrics
+    box = partial(target_box, config=run.config) if taught else None
+    gather = accelerator.gather_for_metrics
     predictions = predict(model, loader, run.splits.test, box, gather, run.config.precision)
     run.model.cpu()
     return predictions

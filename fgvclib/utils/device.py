@@ -1,6 +1,6 @@
 """The default device for everything but training, where accelerate chooses; the precision of a forward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,12 +36,16 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def forward(model: nn.Module, images: Tensor, precision: str) -> tuple:
+def forward(model: Callable[..., tuple], images: Tensor, *others, precision: str) -> tuple:
     """The named tuple that a model makes of images, computed with `precision` and given in fp32 at least."""
     with autocast(precision, images.device):
-        output = model(images)
-    return type(output)(*(value if value is None else _at_least_fp32(value) for value in output))
+        output = model(images, *others)
+    return type(output)(*map(_at_least_fp32, output))
 
 
-def _at_least_fp32(value: Tensor) -> Tensor:
+def _at_least_fp32(value: Tensor | dict | None) -> Tensor | dict | None:
+    if isinstance(value, dict):
+        return {name: _at_least_fp32(inner) for name, inner in value.items()}
+    if value is None or not value.is_floating_point():
+        return value
     return value.to(torch.promote_types(value.dtype, torch.float32))
