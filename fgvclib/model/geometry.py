@@ -153,3 +153,18 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def rearrange_tiles(images: Tensor, origin: Tensor) -> Tensor:
+    """Cut images (B, C, H, W) into n × n tiles and put tile origin[b, r, c] in row r and column c → (B, C, H, W).
+
+    Tiles are numbered by row from 0; origin is (B, n, n). Raises ValueError where n does not divide H and W.
+    """
+    batch, channels, height, width = images.shape
+    n = origin.shape[-1]
+    if height % n or width % n:
+        raise ValueError(f"{width}x{height} pixels cannot be cut into {n}x{n} tiles; choose a multiple of {n}.")
+    tiles = images.reshape(batch, channels, n, height // n, n, width // n).permute(0, 2, 4, 1, 3, 5)
+    tiles = tiles.flatten(1, 2)[torch.arange(batch, device=images.device)[:, None], origin.flatten(1)]
+    tiles = tiles.unflatten(1, (n, n)).permute(0, 3, 1, 4, 2, 5)  # (B, C, n, h, n, w)
+    return tiles.reshape(images.shape)

@@ -5,10 +5,12 @@ import torch
 from fgvclib.config import END_TO_END, Config
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.systems.base import System
+from fgvclib.systems.dcl import DCL
 from fgvclib.systems.finetune import FineTune
 
 SYSTEMS: dict[str, type[System]] = {
     "finetune": FineTune,
+    "dcl": DCL,
 }
 
 
