@@ -4,6 +4,7 @@ import torch
 
 from fgvclib.config import END_TO_END, Config
 from fgvclib.model.system import EndToEndModel, build_model
+from fgvclib.systems.apinet import APINet
 from fgvclib.systems.base import System
 from fgvclib.systems.dcl import DCL
 from fgvclib.systems.finetune import FineTune
@@ -11,6 +12,7 @@ from fgvclib.systems.finetune import FineTune
 SYSTEMS: dict[str, type[System]] = {
     "finetune": FineTune,
     "dcl": DCL,
+    "apinet": APINet,
 }
 
 
