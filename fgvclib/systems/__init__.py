@@ -8,11 +8,13 @@ from fgvclib.systems.apinet import APINet
 from fgvclib.systems.base import System
 from fgvclib.systems.dcl import DCL
 from fgvclib.systems.finetune import FineTune
+from fgvclib.systems.pmg import PMG
 
 SYSTEMS: dict[str, type[System]] = {
     "finetune": FineTune,
     "dcl": DCL,
     "apinet": APINet,
+    "pmg": PMG,
 }
 
 
