@@ -8,6 +8,7 @@ from fgvclib.systems.apinet import APINet
 from fgvclib.systems.base import System
 from fgvclib.systems.dcl import DCL
 from fgvclib.systems.finetune import FineTune
+from fgvclib.systems.mmal import MMAL, MMALVehicles
 from fgvclib.systems.pmg import PMG
 
 SYSTEMS: dict[str, type[System]] = {
@@ -15,6 +16,8 @@ SYSTEMS: dict[str, type[System]] = {
     "dcl": DCL,
     "apinet": APINet,
     "pmg": PMG,
+    "mmal": MMAL,
+    "mmal-vehicles": MMALVehicles,
 }
 
 
