@@ -8,8 +8,11 @@ from fgvclib.systems.apinet import APINet
 from fgvclib.systems.base import System
 from fgvclib.systems.dcl import DCL
 from fgvclib.systems.finetune import FineTune
+from fgvclib.systems.isqrt import ISqrtCov
+from fgvclib.systems.mamc import MAMC
 from fgvclib.systems.mmal import MMAL, MMALVehicles
 from fgvclib.systems.pmg import PMG
+from fgvclib.systems.stn import STN
 
 SYSTEMS: dict[str, type[System]] = {
     "finetune": FineTune,
@@ -18,6 +21,9 @@ SYSTEMS: dict[str, type[System]] = {
     "pmg": PMG,
     "mmal": MMAL,
     "mmal-vehicles": MMALVehicles,
+    "stn": STN,
+    "isqrt": ISqrtCov,
+    "mamc": MAMC,
 }
 
 

@@ -31,10 +31,12 @@ class System(nn.Module):
     batches: tuple[int, int] | None = None  # (classes, photos of each) in a batch, where it must be balanced
     without_gradient: tuple[str, ...] = ()  # parameters that no loss reaches
 
-    def __init__(self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True):
+    def __init__(
+        self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True, output_stride: int = 32
+    ):
         super().__init__()
         self.num_classes, self.crop_size = num_classes, crop_size
-        self.backbone = create_backbone(backbone, pretrained)
+        self.backbone = create_backbone(backbone, pretrained, output_stride)
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, h, w) → the backbone's last map F (B, C, h / stride, w / stride)."""
