@@ -6,6 +6,7 @@ from fgvclib.config import END_TO_END, Config
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.systems.apinet import APINet
 from fgvclib.systems.base import System
+from fgvclib.systems.cal import CAL, WSDAN, CALOneLook
 from fgvclib.systems.dcl import DCL
 from fgvclib.systems.finetune import FineTune
 from fgvclib.systems.isqrt import ISqrtCov
@@ -24,6 +25,9 @@ SYSTEMS: dict[str, type[System]] = {
     "stn": STN,
     "isqrt": ISqrtCov,
     "mamc": MAMC,
+    "cal": CAL,
+    "cal-one-look": CALOneLook,
+    "wsdan": WSDAN,
 }
 
 
