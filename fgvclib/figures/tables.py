@@ -158,15 +158,29 @@ def table3_figure(published: pd.DataFrame) -> Figure:
     return figure
 
 
-def measured_figure(table: pd.DataFrame, column: str) -> Figure:
-    """What was measured here: the rows `method` of a table with a mean in `column`, its std. as a line."""
-    figure, ax = plt.subplots(figsize=(7.5, 0.55 * len(table) + 1.3))
-    places = np.arange(len(table))[::-1]
-    ax.errorbar(table[column], places, xerr=table[f"{column}_std"].fillna(0), fmt="o", capsize=4, color=SERIES[0])
-    for place, value in zip(places, table[column], strict=True):
-        ax.annotate(f"{value:.1f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize="small")
-    ax.set_yticks(places, table["method"], fontsize="small")
-    ax.set(xlabel="test accuracy [%]; line: standard deviation over seeds", ylim=(-0.6, len(table) - 0.3))
+def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequence[int]]) -> Figure:
+    """Accuracy over cost, both of one answer: the rows of a table with means and std. over seeds in `column`.
+
+    fronts: the Pareto front over "passes" and over "million_macs", as positions in the table. Filled: on the front.
+    """
+    titles = {"passes": "passes of the backbone", "million_macs": "million multiply-adds (log)"}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.28 * len(table) + 3.2), sharey=True)
+    looks = [(SERIES[i % len(SERIES)], MARKERS[i // 2 % len(MARKERS)]) for i in range(len(table))]
+    for ax, (cost, title) in zip(axes, titles.items(), strict=True):
+        front = table.iloc[fronts[cost]]
+        ax.step(front[cost], front[column], where="post", color="grey", linewidth=1.2, linestyle="--", zorder=1)
+        for place, ((colour, marker), row) in enumerate(zip(looks, table.to_dict("records"), strict=True)):
+            spread = 0 if np.isnan(row[f"{column}_std"]) else row[f"{column}_std"]
+            look = {"color": colour, "marker": marker, "markersize": 9, "linestyle": "none", "capsize": 3}
+            look |= {} if place in fronts[cost] else {"markerfacecolor": "white"}
+            ax.errorbar(row[cost], row[column], yerr=spread, label=row["method"], linewidth=1, **look)
+        ax.set(xlabel=f"{title}, one photo")
+    axes[1].set_xscale("log")
+    axes[0].set(ylabel="test accuracy [%]")
+    axes[0].set_title("What a pass buys; dashed: the Pareto front")
+    axes[1].set_title("What a multiply-add buys")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 

@@ -79,6 +79,12 @@ class Experiment:
         """
         return self._shipped(row, seed, announce) or self.run(row, seed, announce)
 
+    def find(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run | None:
+        """The run that is here, or among the committed ones; None where it is nowhere. Nothing is trained."""
+        if self.has_run(row, seed):
+            return self.run(row, seed, announce)
+        return self._shipped(row, seed, announce)
+
     def is_trained(self, row: str, seed: int | None = None) -> bool:
         """Whether `trained` gives a model without training."""
         shipped = None if self.has_run(row, seed) else self._shipped(row, seed, lambda text: None)

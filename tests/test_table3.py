@@ -1,0 +1,54 @@
+"""Table 3 here: what a system costs, which are worth their cost, and where each of the paper's rows is."""
+
+from dataclasses import replace
+
+import pytest
+
+from fgvclib import figures
+from fgvclib.study.paper import paper_table
+from fgvclib.study.table3 import NOT_MEASURED, PUBLISHED_AS, cost, paper_rows, pareto_front, table3
+from fgvclib.systems import SYSTEMS
+from fgvclib.training.runs import train_or_load
+
+
+def test_front_holds_what_nothing_beats():
+    costs, scores = [2, 1, 1, 3, 2, 4], [80, 70, 75, 80, 79, 81]
+    beaten = [
+        any(
+            (costs[j] <= costs[i] and scores[j] >= scores[i]) and (costs[j], scores[j]) != (costs[i], scores[i])
+            for j in range(6)
+        )
+        for i in range(6)
+    ]
+    assert pareto_front(costs, scores) == [2, 0, 5]
+    assert {i for i in range(6) if not beaten[i]} == {0, 2, 5}
+
+
+def test_every_row_of_the_paper_has_a_system_or_a_reason():
+    rows = paper_rows()
+    assert len(rows) == 16 and set(rows["method"]) == {m for m in paper_table(3)["method"] if not m.startswith("Ours")}
+    assert not set(PUBLISHED_AS.values()) & set(NOT_MEASURED)
+    assert ((rows["system"] != "") != (rows["why_not"] != "")).all()
+    assert set(PUBLISHED_AS) <= set(SYSTEMS)
+
+
+def test_cost_of_plain_fine_tuning_is_its_backbones(tiny):
+    found = cost(replace(tiny, system="finetune"), 3)
+    assert found["passes"] == found["training_passes"] == 1
+    assert found["parameters"] == 4_652_008 - 1_281_000 + 3 * 1280 + 3  # EfficientNet-Lite0 with another last layer
+    end_to_end = cost(tiny, 3)  # a live teacher at 64 pixels beside crops of 32
+    assert (end_to_end["passes"], end_to_end["training_passes"]) == (1, 1 + 4)
+    assert end_to_end["million_macs"] > found["million_macs"]
+
+
+def test_measured_rows_stand_apart_with_their_cost(tiny, splits, tmp_path):
+    config = replace(tiny, system="finetune", epochs=1)
+    runs = {"finetune": [train_or_load(config, splits, seed, tmp_path / str(seed)) for seed in (0, 1)]}
+    table = table3(runs, "synthbirds")
+    row = table.iloc[-1]
+    mean = 50 * sum(run.metrics["accuracy"] for run in runs["finetune"])
+    assert row["measured_synthbirds"] == pytest.approx(mean) and row["seeds"] == "0 1" and row["passes"] == 1
+    assert table["measured_synthbirds"].notna().sum() == 1 and len(table) == len(paper_table(3)) + 1
+    measured = table.tail(1).reset_index(drop=True)
+    panels = figures.systems_figure(measured, "measured_synthbirds", {"passes": [0], "million_macs": [0]}).axes
+    assert [ax.get_xscale() for ax in panels] == ["linear", "log"]
