@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
 from fgvclib.config import PROJECT, load_config
+from fgvclib.study import trainings
 from fgvclib.study.experiment import SETTING_2, Experiment
 from fgvclib.study.table2 import ROWS
 from fgvclib.study.trainings import TrainingsFailed, default_jobs, train_side_by_side, wanted_runs
@@ -56,6 +58,16 @@ def test_each_run_is_trained_once_and_one_that_fails_stops_no_other(experiment, 
     assert all(torch.equal(value, alone[name]) for name, value in trained[1].model.state_dict().items())
 
 
+def test_swallowed_interrupt_stops_at_the_next_line(capsys):
+    stopped = threading.Event()
+    trainings._announce(stopped, "epoch 1")
+    with pytest.raises(KeyboardInterrupt):
+        trainings._interrupt(stopped, 2, None)
+    with pytest.raises(KeyboardInterrupt):
+        trainings._announce(stopped, "epoch 2")
+    assert capsys.readouterr().out == "epoch 1\nepoch 2\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
     values = tiny.changes() | {"epochs": 1000}
@@ -76,5 +88,5 @@ def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
     assert process.returncode == 130
     assert begun == {"Baseline-seed0", "No-local-supervision-seed0"}
     for name in begun:
-        assert f"{name}: interrupted after epoch" in rest
+        assert f"{name}: interrupted" in rest
     assert "Traceback" not in rest

@@ -89,12 +89,31 @@ def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault(HEADLESS, "fgvc train")  # no progress bars: several would write to one line
     torch.set_num_threads(1)
+    name, stopped = experiment.run_folder(row, seed).name, threading.Event()
+    signal.signal(signal.SIGINT, partial(_interrupt, stopped))
     try:
-        experiment.run(row, seed, announce=partial(print, flush=True))
+        experiment.run(row, seed, announce=partial(_announce, stopped))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        problems.put(f"{experiment.run_folder(row, seed).name}: {error}")
+        if stopped.is_set():  # a library has made another error of the interrupt
+            print(
+                f"{name}: interrupted; what it had saved is kept, and the same command goes on from there.", flush=True
+            )
+            sys.exit(130)
+        problems.put(f"{name}: {error}")
+
+
+def _interrupt(stopped: threading.Event, *_) -> None:
+    stopped.set()
+    raise KeyboardInterrupt
+
+
+def _announce(stopped: threading.Event, text: str) -> None:
+    """Print a line, then stop where an interrupt was swallowed: Python ignores exceptions in some callbacks."""
+    print(text, flush=True)
+    if stopped.is_set():
+        raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:
