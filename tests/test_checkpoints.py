@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgvclib.config import PROJECT
 from fgvclib.training import checkpoints
 from fgvclib.training.checkpoints import NotSaved, load_checkpoint, previous_path, save_checkpoint
 
@@ -166,7 +169,7 @@ def test_full_device_keeps_both(saved, monkeypatch):
             yield temporary
 
     monkeypatch.setattr(checkpoints, "atomic_path", onto_full_device)
-    assert_save_fails(saved, "No space left on device")
+    assert_save_fails(saved, "unexpected pos")  # as the C++ writer of torch says it
 
 
 def test_folder_that_can_not_be_written_to(saved, monkeypatch):
@@ -175,3 +178,28 @@ def test_folder_that_can_not_be_written_to(saved, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refused)
     assert_save_fails(saved, "Permission denied")
+
+
+INTERRUPTED = """
+import signal, sys, torch
+from pathlib import Path
+from fgvclib.training.checkpoints import save_checkpoint
+state = {str(i): torch.zeros(64, 64) for i in range(100)}
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for n in range(40):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + n * 0.0001)
+        save_checkpoint(Path(sys.argv[1]), state)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_interrupt_while_saving_is_a_keyboard_interrupt_and_kills_nothing(tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, tmp_path / "checkpoint.pt"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "interrupted" in done.stdout
+    assert not list(tmp_path.glob(".*.tmp"))

@@ -28,8 +28,9 @@ def save_checkpoint(path: Path, state: dict) -> None:
     """
     try:
         with atomic_path(path) as temporary:
-            with temporary.open("wb") as file:
-                torch.save({"format": FORMAT, **state}, file)
+            # A path, not a file of Python's: an interrupt in its write would end the process in C++, without a word.
+            torch.save({"format": FORMAT, **state}, temporary)
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             if path.exists():
                 os.replace(path, previous_path(path))
