@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
 
+import numpy as np
 from scipy.stats import t as student
+
+from fgvclib.training.runs import Run
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,43 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     if n < 2:
         return Difference(mean(differences), float("nan"))
     return Difference(mean(differences), student.ppf(0.975, n - 1) * stdev(differences) / sqrt(n))
+
+
+def crossed_difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """Scores (seeds, photos) of two rows → the mean of first - second with its 95 % interval over seeds and photos.
+
+    Both rows have the same seeds and photos, so a difference is paired twice. Seeds and photos are crossed random
+    effects: the variance of the mean is (MS_seeds + MS_photos - MS_rest) / (S N) with the mean squares of the two-way
+    analysis of variance, its degrees of freedom are Satterthwaite's. Of one seed the interval is over photos alone.
+    """
+    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    seeds, photos = differences.shape
+    centre = differences.mean()
+    by_seed = differences.mean(axis=1, keepdims=True) - centre
+    by_photo = differences.mean(axis=0, keepdims=True) - centre
+    photo_square = seeds * np.square(by_photo).sum() / (photos - 1)
+    if seeds == 1:
+        return Difference(centre, student.ppf(0.975, photos - 1) * sqrt(photo_square / photos))
+    seed_square = photos * np.square(by_seed).sum() / (seeds - 1)
+    rest = np.square(differences - centre - by_seed - by_photo).sum() / ((seeds - 1) * (photos - 1))
+    square = max(seed_square + photo_square - rest, rest)  # no less than independent answers would have
+    parts = {seeds - 1: seed_square, photos - 1: photo_square, (seeds - 1) * (photos - 1): rest}
+    freedom = square**2 / sum(part**2 / degrees for degrees, part in parts.items())
+    return Difference(centre, student.ppf(0.975, freedom) * sqrt(square / (seeds * photos)))
+
+
+def run_difference(first: Sequence[Run], second: Sequence[Run]) -> Difference | None:
+    """`crossed_difference` of the accuracies of two rows' runs, in points, over the seeds that both have.
+
+    None where they share no seed."""
+    answers = [{run.seed: _correct(run) for run in runs} for runs in (first, second)]
+    seeds = sorted(set.intersection(*(set(found) for found in answers)))
+    if not seeds:
+        return None
+    return crossed_difference(*(np.stack([found[seed] for seed in seeds]) for found in answers))
+
+
+def _correct(run: Run) -> np.ndarray:
+    """100 for every test photo that is recognised and 0 for the others, in the order of their ids."""
+    table = run.predictions.sort_values("image_id")
+    return 100.0 * (table["prediction"] == table["label"]).to_numpy()
