@@ -571,7 +571,7 @@ def test_reproduction_is_the_notebooks_up_to_the_comparison(monkeypatch, tmp_pat
     assert executed == ["00", "01", "02", "03", "04", "05", "06", "07"]
     executed.clear()
     assert main(["run", "all", "--profile", "smoke"]) == 0
-    assert executed == [path.stem[:2] for path in runner.list_notebooks()] and "10" in executed
+    assert executed == [path.stem[:2] for path in runner.list_notebooks()] and "11" in executed
 
 
 # Trainings beside the notebooks
