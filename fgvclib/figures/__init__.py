@@ -58,6 +58,7 @@ from fgvclib.figures.tables import (
     table2_figure,
     table3_figure,
     teachers_figure,
+    waterfall_figure,
 )
 from fgvclib.figures.training import (
     FRAMES,
@@ -84,6 +85,7 @@ __all__ = [
     "show_curves",
     "to_png",
     "use_style",
+    "waterfall_figure",
     "box_legend",
     "compare_views",
     "cut",

@@ -103,6 +103,23 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def waterfall_figure(accuracy: pd.Series) -> Figure:
+    """From row to row, what each step brings: accuracies in per cent, in the order of the steps."""
+    figure, ax = plt.subplots(figsize=(8.5, 0.5 * len(accuracy) + 1.2))
+    places, steps = np.arange(len(accuracy))[::-1], accuracy.diff()
+    starts = accuracy - steps.fillna(accuracy)
+    colours = ["grey", *(SERIES[2] if step >= 0 else SERIES[1] for step in steps.iloc[1:])]
+    ax.barh(places, steps.fillna(accuracy), left=starts, color=colours, height=0.6)
+    texts = [f"{accuracy.iloc[0]:.1f}", *(f"{step:+.1f}" for step in steps.iloc[1:])]
+    for place, value, text in zip(places, np.maximum(accuracy, starts), texts, strict=True):
+        ax.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center", size="small")
+    spread = accuracy.max() - accuracy.min()
+    ax.set_yticks(places, accuracy.index, fontsize="small")
+    ax.set(xlim=(accuracy.min() - 0.25 * spread - 1, accuracy.max() + 0.15 * spread + 1), xlabel="test accuracy [%]")
+    ax.set_title("What each step brings (means; their intervals are in the table)")
+    return figure
+
+
 def teachers_figure(table: pd.DataFrame, trivial: float) -> Figure:
     """`teacher_maps.compare_teachers` as lines over tau, and the centre box's score to beat."""
     figure, ax = plt.subplots(figsize=(8.5, 4))
