@@ -198,7 +198,7 @@ CPU = replace(
 
 # Real photos on a CPU, in hours: the first 100 classes of any of the paper's data sets. Teacher, tau, target box and
 # AttNet are those of results/reference/photos-cub200-all, chosen on the validation part of all 200 classes of
-# CUB-200-2011; the rest was chosen on that of its first 25 (results/reference/photos-cub200).
+# CUB-200-2011; rate and epochs on that of its first 100 (results/reference/photos-cub200), the rest on its first 25.
 PHOTOS = replace(
     CPU,
     profile="photos",

@@ -21,7 +21,7 @@ DOCUMENTS = ("README.md", "docs/*.md", "docs/book/*.md")
 
 
 def publish(name: str) -> Path:
-    """Replace results/reference/`name` by the folder of that name in the results root.
+    """Replace results/reference/`name`, but its README, by the folder of that name in the results root.
 
     Raises ValueError where that holds no tables, so that nothing is replaced by nothing.
     """
@@ -29,7 +29,8 @@ def publish(name: str) -> Path:
     tables = sorted(source.glob("*.csv"))
     if not tables:
         raise ValueError(f"{source} holds no tables; run the notebooks first (fgvc run all).")
-    shutil.rmtree(target, ignore_errors=True)
+    for old in [path for path in target.glob("*") if path.name != "README.md"]:  # written by hand, about these runs
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     shown = set(re.findall(rf"reference/{name}/figures/([\w.]+)", _documents()))
     chosen = [*tables, source / "metrics.json", source / "manifest.json", *source.glob("notebooks/[0-9]*.ipynb")]
     chosen += [path for path in source.glob("figures/*.png") if path.name in shown]
