@@ -4,6 +4,7 @@ PYTHON ?= python3
 PROFILE ?= cpu
 DATASET ?= synthbirds
 SEEDS ?= 0
+TORCH_INDEX ?=
 
 # The packages of .venv are the ones that run, whatever the user's shell puts in front of them.
 unexport PYTHONPATH PYTHONHOME
@@ -21,6 +22,7 @@ help: ## List the targets
 	@echo "  DATASET=$(DATASET)   or cub200, aircraft, cars, folder (data/README.md)"
 	@echo "  SEEDS=$(SEEDS)   one or several, for instance SEEDS=0,1,2"
 	@echo "  PYTHON=$(PYTHON)   the interpreter that .venv is made with"
+	@echo "  TORCH_INDEX=$(TORCH_INDEX)   https://download.pytorch.org/whl/cpu: PyTorch without CUDA, hundreds of MB in place of 3 GB"
 
 setup: .venv/.installed ## Make .venv with the pinned packages (the other targets do it when needed)
 
@@ -50,6 +52,8 @@ clean: ## Remove caches (never data, results or .venv)
 # --no-compile: bytecode of what is imported, when it is first imported, takes less time than that of everything now.
 # --no-build-isolation: builds with the setuptools of the lock and fetches no other.
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile
+# With TORCH_INDEX, PyTorch's wheels come from there, without the CUDA libraries that those of PyPI need.
+PINS := $(if $(TORCH_INDEX),.venv/cpu.lock --extra-index-url "$(TORCH_INDEX)",requirements.lock)
 
 .venv/.installed: requirements.lock pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -65,7 +69,8 @@ PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-comp
 	@mkdir -p .venv && echo $$PPID > .venv/.installing
 	@echo "Installing the pinned packages into .venv: one to three minutes, and the time to download up to 3.2 GB ..."
 	@"$(PYTHON)" -m venv .venv
-	@$(PIP) -r requirements.lock && $(PIP) --no-deps --no-build-isolation -e . || { \
+	@$(if $(TORCH_INDEX),grep -vE "^(nvidia-|cuda-|triton)" requirements.lock > .venv/cpu.lock,:)
+	@$(PIP) -r $(PINS) && $(PIP) --no-deps --no-build-isolation -e . || { \
 	  echo "Installing failed for the reason above; it takes internet, 7 GB of disk, and Python 3.11 to 3.13 for these pins."; exit 1; }
 	@mv .venv/.installing .venv/.installed
 	@echo "Installed."

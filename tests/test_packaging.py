@@ -107,6 +107,17 @@ def test_make_help_lists_every_target():
 
 
 @needs_make
+def test_other_wheels_of_pytorch_leave_out_cuda():
+    plain = make("--dry-run", "--always-make", "setup")
+    assert "-r requirements.lock" in plain and "cpu.lock" not in plain
+    chosen = make("--dry-run", "--always-make", "setup", "TORCH_INDEX=https://wheels.example/cpu")
+    assert '-r .venv/cpu.lock --extra-index-url "https://wheels.example/cpu"' in chosen
+    left_out = re.search(r'grep -vE "(.*)" requirements.lock', chosen)[1]
+    kept = [pin.name for pin in PINS if not re.search(left_out, pin.name)]
+    assert {"torch", "torchvision", "numpy"} <= set(kept) and not [name for name in kept if "nvidia" in name]
+
+
+@needs_make
 def test_make_reproduce_hands_its_variables_to_the_runner():
     assert 'run reproduction --profile "cpu" --dataset "synthbirds" --seeds "0"' in make("--dry-run", "reproduce")
     given = make("--dry-run", "reproduce", "PROFILE=paper", "DATASET=cub200", "SEEDS=0,1,2")
