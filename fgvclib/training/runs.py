@@ -105,6 +105,8 @@ def train_or_load(
             _move_aside(run.folder)
             if not _agreed(done.exists()):
                 _train(run, announce)
+                if process_state().is_main_process:
+                    announce(f"{run.folder.name}: scoring {len(splits.test)} test photos")
                 _finish(run, identity)
     _check(run.folder, read_json(done), identity, announce)
     return run
