@@ -26,7 +26,8 @@ BACKBONE = "efficientnet_lite0.pypi"
 @pytest.fixture(params=SYSTEMS)
 def system(request):
     torch.manual_seed(0)
-    return SYSTEMS[request.param](CLASSES, BACKBONE, SIZE, pretrained=False)
+    kind = SYSTEMS[request.param]
+    return kind(CLASSES, BACKBONE, max(SIZE, kind.smallest_crop), pretrained=False)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_an_answer_costs_the_stated_passes(system, batch):
     counted = count_pixels(system.eval())
     with torch.no_grad():
         system.predict(batch["image"])
-    assert sum(counted) == pytest.approx(system.passes * 8 * SIZE**2, rel=0.01)
+    assert sum(counted) == pytest.approx(system.passes * 8 * system.crop_size**2, rel=0.01)
 
 
 def test_a_training_step_costs_the_stated_passes(system, batch):
@@ -76,7 +77,7 @@ def test_a_training_step_costs_the_stated_passes(system, batch):
     system.begin_epoch(5, 10)
     counted = count_pixels(system)
     train(system, batch, steps=1)
-    assert sum(counted) == pytest.approx(system.training_passes * 8 * SIZE**2, rel=0.01)
+    assert sum(counted) == pytest.approx(system.training_passes * 8 * system.crop_size**2, rel=0.01)
 
 
 def test_an_answer_is_a_distribution_and_the_same_twice(system, batch):

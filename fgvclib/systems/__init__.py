@@ -12,6 +12,7 @@ from fgvclib.systems.finetune import FineTune
 from fgvclib.systems.isqrt import ISqrtCov
 from fgvclib.systems.mamc import MAMC
 from fgvclib.systems.mmal import MMAL, MMALVehicles
+from fgvclib.systems.nts import NTS
 from fgvclib.systems.pmg import PMG
 from fgvclib.systems.stn import STN
 
@@ -28,6 +29,7 @@ SYSTEMS: dict[str, type[System]] = {
     "cal": CAL,
     "cal-one-look": CALOneLook,
     "wsdan": WSDAN,
+    "nts": NTS,
 }
 
 

@@ -29,6 +29,7 @@ class System(nn.Module):
     passes = 1.0  # of the backbone at crop_size, for one answer; a pass at half the side counts a quarter
     training_passes = 1.0  # for one training step
     batches: tuple[int, int] | None = None  # (classes, photos of each) in a batch, where it must be balanced
+    smallest_crop = 1  # the least crop_size, in pixels, that it takes
     without_gradient: tuple[str, ...] = ()  # parameters that no loss reaches
 
     def __init__(
