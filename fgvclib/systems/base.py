@@ -30,7 +30,7 @@ class System(nn.Module):
     training_passes = 1.0  # for one training step
     batches: tuple[int, int] | None = None  # (classes, photos of each) in a batch, where it must be balanced
     smallest_crop = 1  # the least crop_size, in pixels, that it takes
-    without_gradient: tuple[str, ...] = ()  # parameters that no loss reaches
+    without_gradient: tuple[str, ...] = ()  # parameters that not every batch reaches
 
     def __init__(
         self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True, output_stride: int = 32

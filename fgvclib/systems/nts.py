@@ -56,6 +56,13 @@ class NTS(System):
     passes = 2.0  # 1 + 4 windows at half the side
     training_passes = 2.5  # 1 + 6
     smallest_crop = 224
+    # A level of the navigator learns only where one of its windows was chosen.
+    without_gradient = tuple(
+        f"navigator.{part}.{level}.{kind}"
+        for part in ("steps", "scores")
+        for level in range(len(LEVELS))
+        for kind in ("weight", "bias")
+    )
 
     def __init__(self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True):
         if crop_size < self.smallest_crop:
