@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fgvclib.figures.style import MARKERS, SERIES
 from fgvclib.figures.training import remark_no_boxes
@@ -178,7 +179,8 @@ def table3_figure(published: pd.DataFrame) -> Figure:
 def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequence[int]]) -> Figure:
     """Accuracy over cost, both of one answer: the rows of a table with means and std. over seeds in `column`.
 
-    fronts: the Pareto front over "passes" and over "million_macs", as positions in the table. Filled: on the front.
+    Bars are standard deviations over seeds. fronts: the Pareto front over "passes" and over "million_macs", as positions in the table. Filled: on the front. Dots are
+    set a little aside of each other.
     """
     titles = {"passes": "passes of the backbone", "million_macs": "million multiply-adds (log)"}
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.28 * len(table) + 3.2), sharey=True)
@@ -190,9 +192,14 @@ def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequen
             spread = 0 if np.isnan(row[f"{column}_std"]) else row[f"{column}_std"]
             look = {"color": colour, "marker": marker, "markersize": 9, "linestyle": "none", "capsize": 3}
             look |= {} if place in fronts[cost] else {"markerfacecolor": "white"}
-            ax.errorbar(row[cost], row[column], yerr=spread, label=row["method"], linewidth=1, **look)
+            aside = 0.08 * (place - len(table) / 2) / len(table) * table[cost].max()  # or equal costs hide each other
+            label = f"{row['method']} (seeds {row['seeds']})"
+            ax.errorbar(row[cost] + aside, row[column], yerr=spread, label=label, linewidth=1, **look)
         ax.set(xlabel=f"{title}, one photo")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set_xscale("log")
+    for plain in (axes[1].xaxis.set_major_formatter, axes[1].xaxis.set_minor_formatter):
+        plain("{x:.0f}")
     axes[0].set(ylabel="test accuracy [%]")
     axes[0].set_title("What a pass buys; dashed: the Pareto front")
     axes[1].set_title("What a multiply-add buys")
