@@ -179,8 +179,8 @@ def table3_figure(published: pd.DataFrame) -> Figure:
 def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequence[int]]) -> Figure:
     """Accuracy over cost, both of one answer: the rows of a table with means and std. over seeds in `column`.
 
-    Bars are standard deviations over seeds. fronts: the Pareto front over "passes" and over "million_macs", as positions in the table. Filled: on the front. Dots are
-    set a little aside of each other.
+    fronts: the Pareto front over "passes" and over "million_macs", as positions in the table. Filled: on the front.
+    Over passes, dots stand a little aside of each other.
     """
     titles = {"passes": "passes of the backbone", "million_macs": "million multiply-adds (log)"}
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.28 * len(table) + 3.2), sharey=True)
@@ -192,7 +192,7 @@ def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequen
             spread = 0 if np.isnan(row[f"{column}_std"]) else row[f"{column}_std"]
             look = {"color": colour, "marker": marker, "markersize": 9, "linestyle": "none", "capsize": 3}
             look |= {} if place in fronts[cost] else {"markerfacecolor": "white"}
-            aside = 0.08 * (place - len(table) / 2) / len(table) * table[cost].max()  # or equal costs hide each other
+            aside = 0.15 * (place / len(table) - 0.5) if cost == "passes" else 0  # or equal costs hide each other
             label = f"{row['method']} (seeds {row['seeds']})"
             ax.errorbar(row[cost] + aside, row[column], yerr=spread, label=label, linewidth=1, **look)
         ax.set(xlabel=f"{title}, one photo")
