@@ -29,6 +29,8 @@ def results(tmp_path, monkeypatch):
         "manifest.json",
         "notebooks/02_baseline.ipynb",
         "runs/A-seed0/history.csv",
+        "runs/A-seed0/metrics.json",
+        "runs/B-seed0/history.csv",  # of a run that is not finished
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
@@ -39,7 +41,8 @@ def test_tables_notebooks_and_scores_are_copied(results):
     (results / "runs" / "A-seed0" / "checkpoint.pt").write_bytes(b"heavy")
     target = reference.publish("cpu-synthbirds")
     found = {str(path.relative_to(target)) for path in target.glob("**/*") if path.is_file()}
-    wanted = {"table2.csv", "metrics.json", "manifest.json", "notebooks/02_baseline.ipynb", "runs/A-seed0/history.csv"}
+    wanted = {"table2.csv", "metrics.json", "manifest.json", "notebooks/02_baseline.ipynb"}
+    wanted |= {"runs/A-seed0/history.csv", "runs/A-seed0/metrics.json"}
     assert found == wanted
 
 

@@ -34,7 +34,8 @@ def publish(name: str) -> Path:
     shown = set(re.findall(rf"reference/{name}/figures/([\w.]+)", _documents()))
     chosen = [*tables, source / "metrics.json", source / "manifest.json", *source.glob("notebooks/[0-9]*.ipynb")]
     chosen += [path for path in source.glob("figures/*.png") if path.name in shown]
-    chosen += [path for name in OF_A_RUN for path in source.glob(f"runs/*/{name}")]
+    finished = [path.parent for path in source.glob("runs/*/metrics.json")]
+    chosen += [run / name for run in finished for name in OF_A_RUN if (run / name).exists()]
     for path in chosen:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
