@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -76,7 +77,8 @@ def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
     command += ["--rows", "Baseline,No local supervision"]
     environment = {**os.environ, "FGVC_RESULTS": str(tmp_path), "FGVC_DATA": str(data_folder)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=environment, cwd=PROJECT, **pipes) as process:
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this test runs in a shell's background
+    with subprocess.Popen(command, env=environment, cwd=PROJECT, preexec_fn=heed, **pipes) as process:
         begun = set()
         for line in process.stdout:
             if "epoch 2/1000" in line:
