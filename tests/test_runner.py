@@ -578,6 +578,7 @@ def test_reproduction_is_the_notebooks_up_to_the_comparison(monkeypatch, tmp_pat
 
 TRAININGS = f"""{runner.END_WITH_PARENT}
 import json, pathlib, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's background ignores it
 folder = pathlib.Path(os.environ["FGVC_RESULTS"])
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "asked").write_text(json.dumps(sys.argv[1:]))
@@ -620,6 +621,16 @@ def test_failing_notebook_ends_the_trainings_beside_it(notebooks, stand_in):
     with pytest.raises(runner.NotebookFailed):
         runner.run_all(*SMOKE)
     assert (stand_in / "interrupted").exists()
+
+
+def test_trainings_that_ignore_the_interrupt_are_killed(notebooks, stand_in, monkeypatch):
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 1)
+    deaf = TRAININGS.replace("signal.default_int_handler", "signal.SIG_IGN")
+    monkeypatch.setattr(runner, "TRAININGS", deaf)
+    write(notebooks, "02_trains", "1 / 0")
+    with pytest.raises(runner.NotebookFailed):
+        runner.run_all(*SMOKE)
+    assert not (stand_in / "interrupted").exists()
 
 
 def test_failing_training_ends_the_notebooks_in_a_sentence(notebooks, stand_in, monkeypatch, capsys):

@@ -421,7 +421,10 @@ def trainings_beside(job: Job, parameters: dict[str, Any] | None) -> Iterator[Ca
     finally:
         _set_threads(threads)
         if child.poll() is None:
-            child.send_signal(signal.SIGINT)
+            child.send_signal(signal.SIGINT)  # which it ignores where a shell started all of this in the background
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_SECONDS)
+            child.kill()
             child.wait()
         child.stdin.close()
 
