@@ -5,7 +5,7 @@ import torch
 
 from fgvclib.model.backbones import create_backbone
 from fgvclib.model.geometry import rearrange_tiles
-from fgvclib.systems.dcl import DCL, draw_shuffle, place, tiles_a_side
+from fgvclib.systems.dcl import DCL, DCLVehicles, draw_shuffle, place, tiles_a_side
 
 BACKBONE = "efficientnet_lite0.pypi"
 
@@ -50,7 +50,7 @@ def test_places_are_the_published_ones():
 
 def test_location_loss_is_a_weighted_mean_distance_and_zero_at_the_target():
     torch.manual_seed(0)
-    system = DCL(4, BACKBONE, 128, pretrained=False, location_weight=0.01)
+    system = DCLVehicles(4, BACKBONE, 128, pretrained=False)
     labels = torch.tensor([0, 3])
     looks = system(torch.randn(2, 3, 128, 128), labels)
     location, target = looks.parts["location"], looks.parts["target"]

@@ -7,7 +7,7 @@ from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.systems.apinet import APINet
 from fgvclib.systems.base import System
 from fgvclib.systems.cal import CAL, WSDAN, CALOneLook
-from fgvclib.systems.dcl import DCL
+from fgvclib.systems.dcl import DCL, DCLVehicles
 from fgvclib.systems.finetune import FineTune
 from fgvclib.systems.isqrt import ISqrtCov
 from fgvclib.systems.mamc import MAMC
@@ -19,6 +19,7 @@ from fgvclib.systems.stn import STN
 SYSTEMS: dict[str, type[System]] = {
     "finetune": FineTune,
     "dcl": DCL,
+    "dcl-vehicles": DCLVehicles,
     "apinet": APINet,
     "pmg": PMG,
     "mmal": MMAL,

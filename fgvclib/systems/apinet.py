@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fgvclib.model.geometry import resize
 from fgvclib.systems.base import Looks, System
 
-PUBLISHED_SIZE = 448  # pixels; the batches of smaller photos are smaller, too (ours)
+PUBLISHED_SIZE = 448  # pixels; smaller photos come in smaller batches (ours)
 PUBLISHED_BATCH, SMALL_BATCH = (30, 4), (8, 2)  # classes, photos of each: PeiqinZhuang/API-Net; ours
 FROZEN_SHARE = 0.08  # of the epochs, without the backbone: 8 of 100 (PeiqinZhuang/API-Net)
 REDUCTION = 4  # W1 has a quarter of C outputs: 512 of 2048 (PeiqinZhuang/API-Net); the share is ours

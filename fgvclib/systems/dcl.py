@@ -13,24 +13,16 @@ from fgvclib.systems.base import Looks, System
 
 PUBLISHED_TILES = 7  # N, tiles a side (paper)
 CELL = 32  # pixels of a cell of the last map; a tile is never smaller (ours)
-LOCATION_WEIGHT = 1.0  # γ: as published for CUB; 0.01 for Cars and Aircraft
 
 
 class DCL(System):
     """X → resized to crop_size → mean F → class, and in training "whole or shuffled"; 1×1 convolution of F → places."""
 
     training_passes = 2.0
+    location_weight = 1.0  # γ, as published for CUB
 
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: str,
-        crop_size: int,
-        pretrained: bool = True,
-        location_weight: float = LOCATION_WEIGHT,
-    ):
+    def __init__(self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True):
         super().__init__(num_classes, backbone, crop_size, pretrained)
-        self.location_weight = location_weight
         self.tiles = tiles_a_side(crop_size)
         self.reach = 2 if self.tiles == PUBLISHED_TILES else 1  # k: 2 for N = 7 (paper), else 1 (ours)
         channels = self.backbone.num_features
@@ -72,6 +64,12 @@ class DCL(System):
             {"params": list(self.backbone.parameters()), "rate": 1.0},
             {"params": [parameter for layer in new for parameter in layer.parameters()], "rate": 10.0},
         ]
+
+
+class DCLVehicles(DCL):
+    """The weight for Cars and Aircraft."""
+
+    location_weight = 0.01
 
 
 def tiles_a_side(crop_size: int) -> int:

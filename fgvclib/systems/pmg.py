@@ -51,7 +51,7 @@ class PMG(System):
         maps = self.backbone.forward_intermediates(images, indices=self.stages, intermediates_only=True)
         v = [block(stage).amax(dim=(2, 3)) for block, stage in zip(self.blocks, maps, strict=True)]  # global maximum
         v.append(torch.cat(v, dim=1))
-        # All heads in every step, as published: their BatchNorm statistics are of whole photos, too.
+        # All heads in every step, as published, so that their BatchNorm statistics are also of whole photos.
         logits = {name: layers(vector) for (name, layers), vector in zip(self.heads.items(), v, strict=True)}
         return Looks(logits | {"main": sum(logits.values())})
 
