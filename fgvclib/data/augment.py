@@ -1,20 +1,14 @@
 """What is done to a photo before the network sees it: the augmentation of [ELoPE], and normalisation."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from fgvclib.model.backbones import normalisation
+
 from fgvclib.config import Config
-from fgvclib.data.index import BOX
-from fgvclib.data.splits import Splits, dataset_checksum, load_splits, prepare_dataset
-from fgvclib.data.pixels import load_pixels, to_square
+from fgvclib.data.pixels import to_square
+from fgvclib.model.backbones import normalisation
 
 
 def to_input(photo: Image.Image, config: Config) -> Tensor:

@@ -11,9 +11,9 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from fgvclib.config import Config
-from fgvclib.data.splits import read_dataset
-from fgvclib.data.pixels import read_photo
 from fgvclib.data.index import BOX
+from fgvclib.data.pixels import read_photo
+from fgvclib.data.splits import read_dataset
 
 
 class BoxedPhotos(Dataset):

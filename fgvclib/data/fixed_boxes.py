@@ -14,8 +14,8 @@ from torch import Tensor
 from fgvclib.config import Config
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.splits import Splits
-from fgvclib.model.geometry import box_to_theta, centre_box, target_box, theta_to_box, widen
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
+from fgvclib.model.geometry import box_to_theta, centre_box, target_box, theta_to_box, widen
 
 
 def with_fixed_boxes(splits: Splits, config: Config) -> Splits:

@@ -15,11 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from fgvclib.model.backbones import normalisation
 from fgvclib.config import Config
-from fgvclib.data.index import CROP
-from fgvclib.data.splits import Splits, dataset_checksum, load_splits, prepare_dataset
 from fgvclib.data.augment import colour_transform, geometric_augmentation
+from fgvclib.data.index import CROP
 from fgvclib.data.pixels import load_pixels
 from fgvclib.utils.files import keep_socket_names_short
 

@@ -20,8 +20,8 @@ from fgvclib.config import Config
 from fgvclib.data import aircraft, cars, cub200, folder, synthbirds
 from fgvclib.data.checksums import files_checksum
 from fgvclib.data.download import check_md5
-from fgvclib.data.pixels import DECODING_THREADS, photo_size, read_photo
 from fgvclib.data.index import BOX, check_classes, check_photos
+from fgvclib.data.pixels import DECODING_THREADS, photo_size, read_photo
 from fgvclib.utils.progress import progress
 
 SOURCES: dict[str, ModuleType] = {

@@ -68,8 +68,8 @@ def teacher_component(training: pd.DataFrame, config: Config) -> Tensor | None:
 def compare_teachers(splits: Splits, config: Config, thresholds: Sequence[float]) -> pd.DataFrame:
     """BoxAcc@0.5 on the validation part of the target boxes of the ImageNet teachers (layer x mean).
 
-    One row for each teacher, one column for each tau. The widest layer has no ddt: it would need all training photos. To choose among them is to use true boxes: on the validation part
-    alone, never on the test split.
+    One row for each teacher, one column for each tau. The widest layer has no ddt: it would need all training photos.
+    To choose among them is to use true boxes: on the validation part alone, never on the test split.
     """
     true = torch.from_numpy(splits.validation[BOX].to_numpy(dtype="float32"))
     rows = {}
