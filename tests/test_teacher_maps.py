@@ -177,6 +177,13 @@ def test_another_teacher_has_maps_of_its_own(config, splits, change):
     assert not torch.equal(teacher_maps(splits.test, replace(config, **change)), teacher_maps(splits.test, config))
 
 
+def test_photo_that_is_copied_anew_keeps_its_map(config, splits, monkeypatch, tmp_path):
+    maps = teacher_maps(splits.test, config)
+    copies = [shutil.copy(path, tmp_path / f"{number}.png") for number, path in enumerate(splits.test["path"])]
+    monkeypatch.setattr(module, "_compute", None)  # a second computation would fail
+    assert torch.equal(teacher_maps(splits.test.assign(path=copies), config), maps)
+
+
 def test_changed_photo_gets_a_new_map(config, splits, tmp_path):
     from PIL import Image
 

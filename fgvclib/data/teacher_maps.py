@@ -8,8 +8,10 @@ kinds of map share one pass; a map is arithmetic on them, and only has to move w
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -147,6 +149,13 @@ def _folder(config: Config) -> Path:
 
 
 def _photo_key(path: str) -> str:
-    """Changes with the photo's path, size and date."""
-    file = Path(path).stat()
-    return hashlib.sha256(json.dumps([path, file.st_size, file.st_mtime_ns]).encode()).hexdigest()[:20]
+    """Changes with the photo's bytes alone: photos that were copied or unpacked again are the same photos."""
+    file = os.stat(path)
+    return _digest(path, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+
+
+@cache
+def _digest(path: str, *_facts: int) -> str:
+    """Of the photo's bytes, read once in a process as long as the file's size and dates stay."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
