@@ -20,6 +20,7 @@ PUBLISHED_CELLS = 14  # of F for a ResNet at 448 px
 MAPS, FEW_MAPS = 32, 8  # M; the second where F has fewer cells (ours)
 SCALE = 100.0  # of the normalised features before the linear layer
 CENTRE_RATE = 0.05
+LEARNING_RATE = 0.1  # of the other systems' rate, at which the scaled features make the loss diverge (ours)
 # Thresholds as shares of a map's largest value, drawn between the two; margins as shares of the photo's side.
 CROP_THRESHOLD, CROP_MARGIN = (0.4, 0.6), 0.1
 DROP_THRESHOLD = (0.2, 0.5)
@@ -91,6 +92,9 @@ class CAL(System):
         if self.counterfactual:
             terms["effect"] = F.cross_entropy(logits["effect"], labels.repeat(3))
         return terms | {"total": sum(terms.values())}
+
+    def groups(self) -> list[dict]:
+        return [{"params": list(self.parameters()), "rate": LEARNING_RATE}]
 
 
 class CALOneLook(CAL):
