@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fgvclib.systems.mmal import BIRDS, MMAL, VEHICLES, activation, active_windows, halved, object_box, slide
-from fgvclib.systems.windows import best_windows, cut, nested
+from fgvclib.systems.mmal import BIRDS, MMAL, VEHICLES, active_windows, halved, object_box, slide
+from fgvclib.systems.windows import activation, best_windows, cut, nested
 
 BACKBONE = "efficientnet_lite0.pypi"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fgvclib.model.geometry import attention_to_box, box_to_theta, crop, largest_component, resize
 from fgvclib.systems.base import Looks, System
-from fgvclib.systems.windows import best_windows, cut, nested
+from fgvclib.systems.windows import activation, best_windows, cut, nested
 
 # Shapes of windows, (rows, columns) in cells of a 14x14 map, and how many of each size are looked at.
 Sizes = tuple[tuple[tuple[tuple[int, int], ...], int], ...]
@@ -96,15 +96,6 @@ class MMALVehicles(MMAL):
 
     training_passes = 3.5  # 6 windows
     sizes = VEHICLES
-
-
-def activation(features: Tensor) -> Tensor:
-    """A = sum of F (B, C, n, n) over the channels → (B, n, n), without gradient.
-
-    Where features can be negative, as in an EfficientNet's stages, A is their root mean square (ours).
-    """
-    features = features.detach().float()
-    return torch.where(features.amin() < 0, features.square().mean(dim=1).sqrt(), features.sum(dim=1))
 
 
 def object_box(maps: list[Tensor]) -> Tensor:

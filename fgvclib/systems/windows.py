@@ -1,10 +1,19 @@
-"""Windows of a photo: which of many to look at, and looking at several of each photo at once."""
+"""Where to look next: how active a map is, which of many windows to look at, and looking at several at once."""
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from fgvclib.model.geometry import box_to_theta, crop
+
+
+def activation(features: Tensor) -> Tensor:
+    """A = sum of F (B, C, n, n) over the channels → (B, n, n), without gradient.
+
+    Where features can be negative, as in an EfficientNet's stages, A is their root mean square (ours).
+    """
+    features = features.detach().float()
+    return torch.where(features.amin() < 0, features.square().mean(dim=1).sqrt(), features.sum(dim=1))
 
 
 def best_windows(scores: Tensor, boxes: Tensor, count: int, iou: float) -> Tensor:
