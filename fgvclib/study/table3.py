@@ -22,6 +22,8 @@ from fgvclib.training.runs import Run, list_seeds
 # The row of the paper's table that a system of `SYSTEMS` reproduces; the others came later, or are a baseline.
 PUBLISHED_AS = {
     "stn": "STN",
+    "racnn": "RA-CNN",
+    "ise": "ISE",
     "nts": "NTS-Net",
     "dcl": "DCL",
     "mamc": "OSME-MAMC",
@@ -31,8 +33,6 @@ PUBLISHED_AS = {
 }
 # Why a row of the paper's table has no system here.
 NOT_MEASURED = {
-    "RA-CNN": "a lesson rather than a rival: its scales 2 and 3 end below scale 1 in public code; not built yet",
-    "ISE": "no public code, and the paper's stages, map and threshold are not known here",
     "CS Parts": "support vector machines around features, not a network that one loop trains",
     "Spatial RNN": "two networks and a sequential LSTM over cells; no public code",
     "Stacked LSTM": "three trainings with Mask R-CNN between them; no public code",

@@ -9,11 +9,13 @@ from fgvclib.systems.base import System
 from fgvclib.systems.cal import CAL, WSDAN, CALOneLook
 from fgvclib.systems.dcl import DCL, DCLVehicles
 from fgvclib.systems.finetune import FineTune
+from fgvclib.systems.ise import ISE
 from fgvclib.systems.isqrt import ISqrtCov
 from fgvclib.systems.mamc import MAMC
 from fgvclib.systems.mmal import MMAL, MMALVehicles
 from fgvclib.systems.nts import NTS
 from fgvclib.systems.pmg import PMG
+from fgvclib.systems.racnn import RACNN
 from fgvclib.systems.stn import STN
 
 SYSTEMS: dict[str, type[System]] = {
@@ -31,6 +33,8 @@ SYSTEMS: dict[str, type[System]] = {
     "cal-one-look": CALOneLook,
     "wsdan": WSDAN,
     "nts": NTS,
+    "racnn": RACNN,
+    "ise": ISE,
 }
 
 
