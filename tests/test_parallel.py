@@ -12,6 +12,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgvclib.model.losses import EmbeddingLoss
+from fgvclib.systems import cal
 from fgvclib.training import loop
 from fgvclib.training.runs import train_or_load
 
@@ -29,6 +30,7 @@ def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> 
     torch.set_num_threads(1)
     # Statistics over half a batch are not those of the whole one; torch synchronises them on GPUs alone.
     _BatchNorm.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+    draw_nothing()
     report = {"seen": [], "centres": [], "written": [], "said": []}
     real_batches, real_replace, real_loss = loop.progress, os.replace, EmbeddingLoss.forward
 
@@ -53,6 +55,14 @@ def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> 
     report |= {"history": run.history.to_dict("records"), "metrics": run.metrics}
     report |= {"model": run.model.state_dict(), "predictions": run.predictions.drop(columns="path").to_dict("list")}
     torch.save(report, folder / f"report{rank}.pt")
+
+
+def draw_nothing() -> None:
+    """What systems draw for each photo, at fixed values: two processes draw other numbers than one."""
+    torch.nn.Dropout.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+    cal.draw_maps = lambda attention: attention[:, :2].transpose(0, 1)
+    cal.draw = lambda between, count, device: torch.full((count, 1, 1), sum(between) / 2, device=device)
+    cal.CAL.random_attention = lambda self, attention: torch.ones_like(attention)
 
 
 def free_port() -> int:
@@ -138,3 +148,16 @@ def test_only_the_first_process_writes_and_speaks(two):
     assert {"checkpoint.pt", "history.csv", "predictions.csv", "metrics.json"} <= set(first["written"])
     assert second["written"] == [] and second["said"] == []
     assert any("epoch 2/2" in line for line in first["said"])
+
+
+@pytest.mark.parametrize("system", ["finetune", "mmal", "cal", "pmg", "racnn"])
+def test_systems_learn_by_two_processes_what_they_learn_by_one(system, launch, config):
+    """Two epochs: MMAL and RA-CNN begin in another way than they go on. CAL's centres must agree as weights do."""
+    config = replace(config, system=system)
+    one = launch(replace(config, batch_size=4), 1)[0]
+    for rank in launch(config, 2):
+        assert [r["train_total"] for r in rank["history"]] == pytest.approx(
+            [r["train_total"] for r in one["history"]], rel=1e-3
+        )
+        for name, value in one["model"].items():
+            torch.testing.assert_close(rank["model"][name], value, rtol=1e-3, atol=1e-4, msg=name)

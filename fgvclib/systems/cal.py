@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fgvclib.model.geometry import attention_to_box, box_to_theta, crop, resize
 from fgvclib.model.system import Answer
 from fgvclib.systems.base import Looks, System
+from fgvclib.utils.parallel import of_all_processes
 
 PUBLISHED_CELLS = 14  # of F for a ResNet at 448 px
 MAPS, FEW_MAPS = 32, 8  # M; the second where F has fewer cells (ours)
@@ -76,9 +77,13 @@ class CAL(System):
 
     @torch.no_grad()
     def move_centres(self, f: Tensor, labels: Tensor) -> Tensor:
-        """The normalised centres of the photos' classes (B, M C), before c of each class moves towards its photos."""
+        """The normalised centres of the photos' classes (B, M C), before c of each class moves towards its photos.
+
+        Where several processes train, towards those of all, so that c stays equal everywhere.
+        """
         normalised = F.normalize(self.centres[labels], dim=1)
-        self.centres.index_add_(0, labels, CENTRE_RATE * (f - normalised))
+        f, normalised_of_all, labels = map(of_all_processes, (f, normalised, labels))
+        self.centres.index_add_(0, labels, CENTRE_RATE * (f - normalised_of_all))
         return normalised
 
     def loss(self, looks: Looks, labels: Tensor) -> dict[str, Tensor]:

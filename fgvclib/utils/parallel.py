@@ -2,8 +2,9 @@
 
 Every process has a batch of its own, of the configured size, and the gradients are averaged over processes. Two
 processes with batches of b photos then compute what one computes with 2b, except where photos of a batch meet: in
-BatchNorm, whose statistics are taken over all processes on GPUs (torch has no such layer for CPUs), and in the
-embedding loss, whose class centres see the features of all processes. With one process nothing here does anything.
+BatchNorm, whose statistics are taken over all processes on GPUs (torch has no such layer for CPUs), and in class
+centres, of the embedding loss and of CAL, which see the features of all processes. With one process nothing here does
+anything.
 """
 
 import os
@@ -11,9 +12,9 @@ import warnings
 
 import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import broadcast, parse_flag_from_env
+from accelerate.utils import broadcast, gather, parse_flag_from_env
 from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation of timm's combined layers
-from torch import nn
+from torch import Tensor, nn
 
 RANKS, ADDRESS = ("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
 
@@ -70,6 +71,11 @@ def share_buffers(module: nn.Module) -> None:
         return
     for buffer in module.buffers():
         broadcast(buffer)
+
+
+def of_all_processes(rows: Tensor) -> Tensor:
+    """Rows (B, ...) of all n processes in their order, (n B, ...), without gradient; every process has the same B."""
+    return rows if _alone() else gather(rows)
 
 
 def _alone() -> bool:
