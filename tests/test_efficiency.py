@@ -16,7 +16,7 @@ from fgvclib.config import load_config
 from fgvclib.model.geometry import box_to_theta, crop
 from fgvclib.model.system import build_model
 from fgvclib.study import efficiency
-from fgvclib.study.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
+from fgvclib.study.alternatives import MultiCrop, TwoPassCrop
 from fgvclib.training.loop import NonFiniteLoss, build_optimiser, check_finite, train_one_epoch
 from fgvclib.utils.device import device_name
 
@@ -150,12 +150,6 @@ def test_two_passes_crop_the_box_of_the_attention_map():
     theta = box_to_theta(torch.tensor([[0.5, 0.25, 1.0, 0.5]]))
     found = TwoPassCrop(MeanColour(), 8)(images)
     assert torch.allclose(found, crop(images, theta, 8).mean(dim=(2, 3)))
-
-
-def test_spatial_transformer_starts_at_the_whole_image(tiny):
-    images = torch.rand(2, 3, 32, 32)
-    network = SpatialTransformer(MeanColour(), tiny.backbone, 32).eval()
-    assert torch.allclose(network(images), images.mean(dim=(2, 3)), atol=1e-5)
 
 
 def test_the_first_term_that_is_not_finite_is_named():

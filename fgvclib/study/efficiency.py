@@ -21,9 +21,10 @@ from fgvclib.model.affnet import AffNet
 from fgvclib.model.geometry import crop
 from fgvclib.model.losses import EmbeddingLoss
 from fgvclib.model.system import EndToEndModel, build_model
-from fgvclib.study.alternatives import MultiCrop, SpatialTransformer, TwoPassCrop
+from fgvclib.study.alternatives import MultiCrop, TwoPassCrop
 from fgvclib.study.contenders import ResNet50
 from fgvclib.study.table2 import ROWS
+from fgvclib.systems.stn import STN
 from fgvclib.training.loop import build_loss, build_optimiser, losses, training_steps
 from fgvclib.utils.device import autocast, default_device, device_name
 
@@ -134,7 +135,7 @@ def inference_sides(config: Config) -> dict[str, Callable[[], object]]:
     model, images = sized_model(config), noise(config)
     classifier = model.classifier
     others = {
-        "spatial transformer": SpatialTransformer(classifier, config.backbone, config.crop_size),
+        "spatial transformer": STN(classifier.output.out_features, config.backbone, config.crop_size, pretrained=False),
         "two-pass crop": TwoPassCrop(classifier, config.crop_size, config.threshold),
         "5 crops": MultiCrop(classifier, config.crop_size),
         "10 crops": MultiCrop(classifier, config.crop_size, mirrored=True),
