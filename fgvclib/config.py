@@ -82,8 +82,8 @@ class Config:
     box_upsample: Count = 1  # (ours) times that a map is enlarged before its target box is taken
     sharpness: Real = 10.0  # of the binarisation sigmoid; the paper is silent, 10 reproduces its Table 1
     crop_margin: Real = 0.0  # (ours) share by which the crop is wider and higher than the box
-    # (ours) no localisation: crops fixed before training
-    fixed_box: Literal["none", "centre", "teacher", "oracle"] = "none"
+    # No localisation: crops fixed before training; (ours) but for "attnet", which is ELoPE's
+    fixed_box: Literal["none", "centre", "teacher", "oracle", "attnet"] = "none"
 
     # Losses, equations 1-10
     lambda_emb: Real = 2.0  # [ELoPE]
@@ -122,7 +122,7 @@ class Config:
                 f"epochs = {self.epochs} ends before the classifier has seen a crop, as warmup_epochs = "
                 f"{self.warmup_epochs}; raise epochs or lower warmup_epochs."
             )
-        if self.localisation_epochs and self.teacher_weights == "live":
+        if self.localisation_epochs and self.teacher_weights == "live" and self.fixed_box != "attnet":
             raise ValueError(
                 f"localisation_epochs = {self.localisation_epochs} needs the maps of a fixed teacher, but "
                 'teacher_weights = "live"; set localisation_epochs = 0 or teacher_weights = "imagenet".'

@@ -21,8 +21,11 @@ from fgvclib.model.geometry import box_to_theta, centre_box, target_box, theta_t
 def with_fixed_boxes(splits: Splits, config: Config) -> Splits:
     """The splits with columns crop_x1 … crop_y2 in [0, 1], the configured box widened by `crop_margin`.
 
-    `PhotoDataset` cuts the photos there. The training table loses its true boxes again.
+    `PhotoDataset` cuts the photos there. The training table loses its true boxes again. Raises ValueError for boxes of
+    AttNet's, which has to be trained first.
     """
+    if config.fixed_box == "attnet":
+        raise ValueError('fixed_box = "attnet" is for the row "ELoPE" alone: fgvc train --rows ELoPE.')
     tables = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     component = teacher_component(splits.train, config) if config.fixed_box == "teacher" else None
     cropped = {name: _with_crop(photos, config, component) for name, photos in tables.items()}

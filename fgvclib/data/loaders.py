@@ -26,7 +26,8 @@ class PhotoDataset(Dataset):
     """Photos as normalised squares. Item → {"image": (3, S, S), "label": int, "index": row of the table}.
 
     With `maps` (N, 1, n, n) in [0, 1], an item has its "teacher_map" (1, n, n) too, turned and mirrored with the image.
-    Photos whose table has the columns `CROP` are cut there first.
+    Photos whose table has the columns `CROP` are cut there first: what AttNet found in the original photo [ELoPE], the
+    bounds in X, as the end-to-end system does.
 
     With `augment`, item `epoch * len + i` is photo i as that epoch sees it: the random numbers depend on seed, epoch
     and photo alone, so that neither the number of workers nor an interruption changes what is trained on.
@@ -36,8 +37,11 @@ class PhotoDataset(Dataset):
         self, photos: pd.DataFrame, config: Config, augment: bool = False, seed: int = 0, maps: Tensor | None = None
     ):
         self.labels = photos["label"].tolist()
-        self.pixels = load_pixels(tuple(photos["path"]), config.image_size, config.cut_bottom)
-        self.crops = photos[CROP].to_numpy() * config.image_size if CROP[0] in photos else None
+        cut = CROP[0] in photos
+        original = cut and config.fixed_box == "attnet"
+        parts = tuple(photos[CROP].itertuples(index=False, name=None)) if original else None
+        self.pixels = load_pixels(tuple(photos["path"]), config.image_size, config.cut_bottom, parts)
+        self.crops = photos[CROP].to_numpy() * config.image_size if cut and not original else None
         self.maps = maps
         self.seed = seed
         self.augment = augment

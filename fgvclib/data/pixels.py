@@ -23,6 +23,8 @@ from fgvclib.utils.progress import progress
 
 DECODING_THREADS = 8
 READER = 2  # to be raised whenever the pixels that `read_photo` gives change
+Crop = tuple[float, float, float, float]  # xyxy, as shares of the photo
+WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
 
 
 def read_photo(path: Path | str, cut_bottom: int = 0) -> Image.Image:
@@ -37,17 +39,21 @@ def photo_size(path: Path | str, cut_bottom: int = 0) -> tuple[int, int]:
     return width, max(height - cut_bottom, 1)
 
 
-def to_square(photo: Image.Image, size: int) -> Image.Image:
-    """Resized bilinearly with antialiasing; the aspect ratio is not kept [ELoPE]."""
-    return photo.resize((size, size), Image.Resampling.BILINEAR)
+def to_square(photo: Image.Image, size: int, crop: Crop = WHOLE) -> Image.Image:
+    """The part `crop` of a photo, resized bilinearly with antialiasing; the aspect ratio is not kept [ELoPE]."""
+    x1, y1, x2, y2 = crop
+    part = (x1 * photo.width, y1 * photo.height, x2 * photo.width, y2 * photo.height)
+    return photo.resize((size, size), Image.Resampling.BILINEAR, box=part)
 
 
-def load_pixels(paths: tuple[str, ...], size: int, cut_bottom: int = 0) -> "Pixels":
-    """Photos as squares, all of them decoded and kept. Raises OSError as `open_photo` does.
+def load_pixels(
+    paths: tuple[str, ...], size: int, cut_bottom: int = 0, crops: tuple[Crop, ...] | None = None
+) -> "Pixels":
+    """Photos, or a part of each, as squares, all of them decoded and kept. Raises OSError as `open_photo` does.
 
     Where no place can be written, a warning says so, and the squares are decoded whenever they are read.
     """
-    pixels = Pixels(paths, size, cut_bottom)
+    pixels = Pixels(paths, size, cut_bottom, crops)
     missing = [index for index in range(len(paths)) if not pixels.is_kept(index)]
     if missing:
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
@@ -59,14 +65,14 @@ def load_pixels(paths: tuple[str, ...], size: int, cut_bottom: int = 0) -> "Pixe
 class Pixels:
     """Photos as squares: `pixels[index]` is an array of uint8 (size, size, 3), read from the file of the table."""
 
-    def __init__(self, paths: tuple[str, ...], size: int, cut_bottom: int):
-        self.paths, self.size, self.cut_bottom = paths, size, cut_bottom
+    def __init__(self, paths: tuple[str, ...], size: int, cut_bottom: int, crops: tuple[Crop, ...] | None = None):
+        self.paths, self.size, self.cut_bottom, self.crops = paths, size, cut_bottom, crops
         self.stamps = [_stamp(path) for path in paths]
         self.file, self.records = self._open()
 
     def __reduce__(self):
         """A worker of its own memory gets the paths, and maps the file itself."""
-        return Pixels, (self.paths, self.size, self.cut_bottom)
+        return Pixels, (self.paths, self.size, self.cut_bottom, self.crops)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -85,7 +91,8 @@ class Pixels:
 
     def decode(self, index: int) -> np.ndarray:
         """Read the photo itself, and keep its square."""
-        pixels = np.asarray(to_square(read_photo(self.paths[index], self.cut_bottom), self.size))
+        crop = WHOLE if self.crops is None else self.crops[index]
+        pixels = np.asarray(to_square(read_photo(self.paths[index], self.cut_bottom), self.size, crop))
         if self.records is not None:
             try:
                 self._write(index, pixels)
@@ -103,7 +110,8 @@ class Pixels:
 
     def _open(self) -> tuple[Path | None, np.ndarray | None]:
         """The table's file and its records; the file is made (empty, sparse) where there is none or one cut short."""
-        facts = repr((READER, self.paths, self.size, self.cut_bottom)).encode()
+        parts = () if self.crops is None else (self.crops,)
+        facts = repr((READER, self.paths, self.size, self.cut_bottom, *parts)).encode()
         name = f"{blake2b(facts, digest_size=12).hexdigest()}-{self.size}px.npy"
         kind = np.dtype([("stamp", "S32"), ("crc", "<u4"), ("pixels", "u1", (self.size, self.size, 3))])
         for folder in (data_root() / ".cache", results_root() / ".cache"):
