@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fgvclib.config import Config, TeacherLayer, TeacherMean, results_root
@@ -27,9 +27,9 @@ from fgvclib.data.augment import to_input
 from fgvclib.data.index import BOX
 from fgvclib.data.pixels import READER, read_photo
 from fgvclib.data.splits import Splits
-from fgvclib.model.geometry import box_iou, target_box
+from fgvclib.model.geometry import box_iou, min_max_normalise, target_box
 from fgvclib.model.teacher import build_teacher, principal_component
-from fgvclib.utils.device import default_device
+from fgvclib.utils.device import default_device, on_default_device
 from fgvclib.utils.files import atomic_path, locked
 from fgvclib.utils.progress import photo_progress
 
@@ -51,6 +51,20 @@ def teacher_maps(photos: pd.DataFrame, config: Config, component: Tensor | None 
     """
     teacher = build_teacher(config)
     return torch.cat([teacher.to_map(batch, component) for batch in _batches(_stored(photos, config))])
+
+
+def maps_of(backbone: nn.Module, photos: pd.DataFrame, config: Config) -> Tensor:
+    """Maps (N, 1, n, n) in [0, 1] that a trained classifier's backbone gives of whole photos, in the table's order.
+
+    Layer, mean over channels and size are the configured teacher's. Nothing is kept on disk, and nothing learns.
+    """
+    teacher, loader = build_teacher(replace(config, teacher_weights="live")), _loader(photos["path"], config)
+    with on_default_device(backbone) as device:
+        maps = [
+            min_max_normalise(teacher(backbone, images.to(device))).cpu()
+            for images in photo_progress(loader, "maps of the classifier", len(photos))
+        ]
+    return torch.cat(maps)
 
 
 def teacher_component(training: pd.DataFrame, config: Config) -> Tensor | None:
@@ -105,17 +119,22 @@ def _files(photos: pd.DataFrame, config: Config) -> list[Path]:
 
 
 def _compute(missing: dict[Path, str], config: Config) -> None:
-    """Write the features of photos, given as file to write → photo. No pixels are kept: each is read once."""
+    """Write the features of photos, given as file to write → photo."""
     device, teacher = default_device(), build_teacher(config)
     files = list(missing)
-    # On a CPU one by one: a photo's activations then stay in the cache, which is measured to be twice as fast.
-    at_once = 1 if device.type == "cpu" else config.batch_size
-    loader = DataLoader(_Photos(list(missing.values()), config), at_once, num_workers=config.workers)
+    loader = _loader(missing.values(), config)
     done = 0
     for images in photo_progress(loader, "teacher maps", len(files)):
         for features in teacher.fixed_features(images.to(device)).half().cpu().numpy():
             _save(files[done], features)
             done += 1
+
+
+def _loader(paths: Iterable[str], config: Config) -> DataLoader:
+    """Photos as the teacher sees them. No pixels are kept: each is read once."""
+    # On a CPU one by one: a photo's activations then stay in the cache, which is measured to be twice as fast.
+    at_once = 1 if default_device().type == "cpu" else config.batch_size
+    return DataLoader(_Photos(list(paths), config), at_once, num_workers=config.workers)
 
 
 class _Photos(Dataset):

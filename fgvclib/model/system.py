@@ -87,15 +87,7 @@ def build_model(config: "Config", num_classes: int, pretrained: bool = True) -> 
     where that holds for both, localisation is off and the model is the baseline of Table 2. Raises ValueError where a
     backbone cannot do what the configuration asks of it.
     """
-    attnet = AttNet(
-        config.attnet_backbone,
-        pretrained,
-        config.map_size,
-        config.attnet_standardise,
-        config.attnet_stride,
-        config.attnet_size,
-        images_for=config.backbone,
-    )
+    attnet = build_attnet(config, pretrained)
     affnet = AffNet(config.map_size, threshold=config.threshold, sharpness=config.sharpness)
     affnet_learns = config.lambda_aff > 0 or config.beta_aff > 0
     attnet_learns = config.lambda_att > 0 or (config.beta_att > 0 and affnet_learns)
@@ -120,6 +112,19 @@ def build_model(config: "Config", num_classes: int, pretrained: bool = True) -> 
         _check(model, config)
         _FITTING.add(config)
     return model.to(memory_format=torch.channels_last)  # measured: 1.5 to 2.5 times as fast on CPUs
+
+
+def build_attnet(config: "Config", pretrained: bool = True) -> AttNet:
+    """The AttNet that a configuration describes."""
+    return AttNet(
+        config.attnet_backbone,
+        pretrained,
+        config.map_size,
+        config.attnet_standardise,
+        config.attnet_stride,
+        config.attnet_size,
+        images_for=config.backbone,
+    )
 
 
 _FITTING: set["Config"] = set()  # a check costs a second, and one configuration is built again and again

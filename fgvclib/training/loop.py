@@ -6,7 +6,7 @@ The same loop serves one process and several (`accelerate launch`, see `parallel
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from fgvclib.config import END_TO_END, Config
-from fgvclib.data.loaders import evaluation_loader, training_loader
+from fgvclib.data.loaders import EpochSampler, evaluation_loader, training_loader
 from fgvclib.data.splits import Splits
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
@@ -127,16 +127,35 @@ def train_localisation(
     if config.localisation_epochs == 0 or maps is None:
         return
     small = replace(config, image_size=model.attnet.input_size)
-    loader, sampler = training_loader(splits.train, small, seed, maps)
-    optimiser = Adam(model.localisation_parameters(), LOCALISATION_ALONE_RATE)
-    schedule = CosineAnnealingLR(optimiser, config.localisation_epochs * len(loader))
-    device = next(model.parameters()).device
     model.train()
-    for sampler.epoch in range(config.localisation_epochs):
-        title = f"AttNet and AffNet alone, epoch {sampler.epoch + 1}/{config.localisation_epochs}"
-        for batch in photo_progress(loader, title, len(sampler), lambda batch: len(batch["label"])):
-            attention, theta = model.localisation(batch["image"].to(device))
-            terms = criterion.local_terms(attention, theta, batch["teacher_map"].to(device))
+    train_on_maps(
+        model.localisation_parameters(),
+        lambda images, maps: criterion.local_terms(*model.localisation(images), maps),
+        training_loader(splits.train, small, seed, maps),
+        config.localisation_epochs,
+        "AttNet and AffNet alone",
+    )
+
+
+def train_on_maps(
+    parameters: list[nn.Parameter],
+    terms_of: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    loader_and_sampler: tuple[torch.utils.data.DataLoader, EpochSampler],
+    epochs: int,
+    title: str,
+) -> None:
+    """Train `parameters`, where they are, by Adam with cosine decay on the sum of `terms_of(images, maps)` (ours).
+
+    The loader brings images (B, 3, H, W) and their "teacher_map" (B, 1, n, n). Raises NonFiniteLoss.
+    """
+    loader, sampler = loader_and_sampler
+    optimiser = Adam(parameters, LOCALISATION_ALONE_RATE)
+    schedule = CosineAnnealingLR(optimiser, epochs * len(loader))
+    device = parameters[0].device
+    for sampler.epoch in range(epochs):
+        named = f"{title}, epoch {sampler.epoch + 1}/{epochs}"
+        for batch in photo_progress(loader, named, len(sampler), lambda batch: len(batch["label"])):
+            terms = terms_of(batch["image"].to(device), batch["teacher_map"].to(device))
             check_finite(terms)
             optimiser.zero_grad()
             sum(terms.values()).backward()
