@@ -12,7 +12,8 @@ from PIL import Image
 from fgvclib.config import PROJECT, Config, load_config, results_folder
 from fgvclib.data.fixed_boxes import with_fixed_boxes
 from fgvclib.data.splits import Splits, load_splits
-from fgvclib.study.bounds import BOUNDS
+from fgvclib.study.bounds import BASELINE, BOUNDS
+from fgvclib.study.elope import ELOPE, elope_values, has_boxes, with_attnet_boxes
 from fgvclib.study.table2 import ROWS
 from fgvclib.systems import SYSTEMS
 from fgvclib.training.runs import Run, load_run, train_or_load
@@ -58,19 +59,25 @@ class Experiment:
         return load_splits(self.config)
 
     def row_config(self, row: str) -> Config:
-        """Configuration of a row: a key of `table2.ROWS`, `bounds.BOUNDS` or `SYSTEMS`, or "setting 2"."""
+        """Configuration of a row: a key of `table2.ROWS`, `bounds.BOUNDS` or `SYSTEMS`, "ELoPE", or "setting 2"."""
         if row == SETTING_2:
             setting = {"backbone": self.config.setting2_backbone, "embedding_dim": self.config.setting2_embedding_dim}
             return replace(self.config, **setting)
-        rows = ROWS | BOUNDS | {name: {"system": name} for name in SYSTEMS}
+        rows = ROWS | BOUNDS | {name: {"system": name} for name in SYSTEMS} | {ELOPE: elope_values(self.config)}
         if row not in rows:
             raise ValueError(f"{row!r} is not a row; the rows are {', '.join(rows)}, and {SETTING_2!r}.")
         return replace(self.config, **rows[row])
 
     def run(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run:
-        """The run of a row with a seed (the first one where none is given), trained if it is not there yet."""
-        seed = self.seeds[0] if seed is None else seed
-        return train_or_load(self.row_config(row), self._splits_of(row), seed, self.run_folder(row, seed), announce)
+        """The run of a row with a seed (the first one where none is given), trained if it is not there yet.
+
+        "ELoPE" takes its boxes from the row "Baseline" with that seed, which is trained first.
+        """
+        seed, folder = self.seeds[0] if seed is None else seed, self.run_folder(row, seed)
+        first = row == ELOPE and (self.has_run(BASELINE, seed) or not has_boxes(folder))
+        baseline = self.run(BASELINE, seed, announce) if first else None
+        splits = self._splits_of(row, seed, folder, baseline, announce)
+        return train_or_load(self.row_config(row), splits, seed, folder, announce)
 
     def trained(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run:
         """`run`, but what is not trained here yet is taken from the committed runs, where they have it.
@@ -92,18 +99,27 @@ class Experiment:
 
     def _shipped(self, row: str, seed: int | None, announce: Callable[[str], None]) -> Run | None:
         folder = SHIPPED / self.folder.name / "runs" / self.run_folder(row, seed).name
-        if self.has_run(row, seed):
+        if self.has_run(row, seed) or not (folder / "metrics.json").exists():
             return None
         seed = self.seeds[0] if seed is None else seed
         try:
-            return load_run(self.row_config(row), self._splits_of(row), seed, folder, announce)
+            return load_run(self.row_config(row), self._splits_of(row, seed, folder), seed, folder, announce)
         except ValueError as error:  # drawn with other library versions, the photos are not the same to the byte
             announce(f"The committed run is of no use here: {error}")
             return None
 
-    def _splits_of(self, row: str) -> Splits:
-        """Tables of the row: photos that are cut before training carry where."""
+    def _splits_of(
+        self,
+        row: str,
+        seed: int,
+        folder: Path,
+        baseline: Run | None = None,
+        announce: Callable[[str], None] = print,
+    ) -> Splits:
+        """Tables of the row's run in a folder: photos that are cut before training carry where."""
         config = self.row_config(row)
+        if row == ELOPE:
+            return with_attnet_boxes(self.splits, config, seed, folder, baseline, announce)
         return self.splits if config.fixed_box == "none" else with_fixed_boxes(load_splits(config), config)
 
     def has_run(self, row: str, seed: int | None = None) -> bool:

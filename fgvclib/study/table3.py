@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from fgvclib.config import END_TO_END, Config
 from fgvclib.model.system import EndToEndModel
 from fgvclib.study.efficiency import million_multiply_adds
+from fgvclib.study.elope import ELOPE
 from fgvclib.study.paper import paper_table
 from fgvclib.systems import SYSTEMS, build_network
 from fgvclib.systems.base import System
 from fgvclib.training.runs import Run, list_seeds
 
-# The row of the paper's table that a system of `SYSTEMS` reproduces; the others came later, or are a baseline.
+RIVALS = (*SYSTEMS, ELOPE)  # rows that can be trained here beside the paper's own
+# The row of the paper's table that a rival reproduces; the others came later, or are a baseline.
 PUBLISHED_AS = {
     "stn": "STN",
     "racnn": "RA-CNN",
@@ -30,6 +32,7 @@ PUBLISHED_AS = {
     "isqrt": "iSQRT-COV",
     "apinet": "API-Net",
     "mmal": "TBMSL-Net",
+    ELOPE: "ELoPE",
 }
 # Why a row of the paper's table has no system here.
 NOT_MEASURED = {
@@ -39,7 +42,6 @@ NOT_MEASURED = {
     "GPipe": "557M parameters without public weights: a result of scale",
     "AutoAugm": "an augmentation policy, from scratch: torchvision has it, no system is needed",
     "TResNet": "a backbone: any timm tag can be named by `backbone`",
-    "ELoPE": "this project's losses without AffNet, in three trainings one after the other; not built yet",
 }
 
 
@@ -73,18 +75,21 @@ def _row(method: str, runs: Sequence[Run], dataset: str) -> dict:
 def cost(config: Config, num_classes: int) -> dict[str, float]:
     """What a system takes: its backbone, passes of it, multiply-adds of one answer, parameters that learn.
 
-    `passes` counts pixels: one is the backbone at crop_size. `training_passes` has the live teacher's in it.
-    `million_macs` are those of convolutions and matrix products, for one photo of noise.
+    `passes` counts pixels: one is the backbone at crop_size. `training_passes` has the live teacher's in it; of ELoPE
+    it is the last training's, without the Baseline before it, that one's maps, and AttNet's training. `million_macs`
+    are those of convolutions and matrix products, for one photo of noise.
     """
     network = build_network(config, num_classes, pretrained=False).eval()
+    if found_before := config.fixed_box == "attnet":  # an AttNet that has learnt alone
+        network.attnet.requires_grad_(True)
     photo = torch.rand(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     passes, training_passes = _passes(network, config)
     return {
         "backbone": config.backbone,
-        "views": f"{config.image_size} → {config.crop_size}",
+        "views": f"{'photo → ' * found_before}{config.image_size} → {config.crop_size}",
         "passes": passes,
         "training_passes": training_passes,
-        "million_macs": million_multiply_adds(_Answering(network), photo),
+        "million_macs": million_multiply_adds(_Answering(network, found_before), photo),
         "parameters": sum(value.numel() for value in network.parameters() if value.requires_grad),
     }
 
@@ -97,13 +102,15 @@ def _passes(network: EndToEndModel | System, config: Config) -> tuple[float, flo
 
 
 class _Answering(nn.Module):
-    """A network whose forward pass is its answer."""
+    """A network whose forward pass is its answer, with AttNet's before it where that finds the crop."""
 
-    def __init__(self, network: EndToEndModel | System):
+    def __init__(self, network: EndToEndModel | System, found_before: bool = False):
         super().__init__()
-        self.network = network
+        self.network, self.found_before = network, found_before
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.found_before:
+            self.network.attnet(images)
         return self.network.predict(images).log_probabilities
 
 
@@ -120,7 +127,7 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 def paper_rows() -> pd.DataFrame:
     """Every row of the paper's Table 3 but its own two: method, the `system` here that reproduces it, or `why_not`."""
     methods = paper_table(3)["method"]
-    named = {method: system for system, method in PUBLISHED_AS.items() if system in SYSTEMS}
+    named = {method: system for system, method in PUBLISHED_AS.items() if system in RIVALS}
     rows = [
         {"method": method, "system": named.get(method, ""), "why_not": NOT_MEASURED.get(method, "")}
         for method in methods[~methods.str.startswith("Ours")]

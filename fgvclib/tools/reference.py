@@ -13,10 +13,11 @@ import torch
 
 from fgvclib.config import PROJECT, results_root
 from fgvclib.training.checkpoints import read_checkpoint, save_checkpoint
+from fgvclib.training.runs import ATTNET
 
 REFERENCE = PROJECT / "results" / "reference"
 SHIPPED = "End-to-end-seed0"  # what notebooks 00, 06 and 09 show where nothing has been trained yet
-OF_A_RUN = ("metrics.json", "history.csv", "trajectories.csv", "predictions.csv")
+OF_A_RUN = ("metrics.json", "history.csv", "trajectories.csv", "predictions.csv", ATTNET)
 DOCUMENTS = ("README.md", "docs/*.md", "docs/book/*.md")
 
 

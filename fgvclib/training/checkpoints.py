@@ -1,5 +1,6 @@
 """Checkpoints: the last two epochs of a run, so that one survives a crash, a full disk or a careless copy."""
 
+import hashlib
 import os
 import warnings
 from pathlib import Path
@@ -80,6 +81,12 @@ def read_checkpoint(path: Path) -> dict:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} was written by another version of fgvclib; delete it to start this run again.")
     return state
+
+
+def weights_checksum(checkpoint: Path) -> str:
+    """SHA-256 of the weights in a checkpoint. Raises as `read_checkpoint` does."""
+    weights = read_checkpoint(checkpoint)["model"]
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights.values())).hexdigest()
 
 
 def _check_identity(path: Path, state: dict, identity: dict) -> None:

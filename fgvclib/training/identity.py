@@ -26,6 +26,8 @@ def data_checksums(splits: Splits, config: Config) -> dict[str, str]:
     boxes = [table[BOX] for table in tables[1:]]
     if config.fixed_box == "oracle":
         boxes.append(splits.train[CROP])
+    if config.fixed_box == "attnet":
+        boxes += [table[CROP] for table in tables if CROP[0] in table]  # there are none yet while AttNet learns
     return {
         "classes": _digest("\n".join(splits.class_names)),
         "labels": _digest("\n".join(table[["image_id", "label"]].to_csv(index=False) for table in tables)),
@@ -53,7 +55,8 @@ def _of_one_run(values: dict) -> dict:
     """Values without the keys that have no effect on a single run."""
     values = Config().values() | values
     idle = {"profile", "setting2_backbone", "setting2_embedding_dim"}  # `backbone` has what the row takes from them
-    if values["teacher_weights"] == "live" or not (values["lambda_att"] or values["lambda_aff"]):
+    taught = values["teacher_weights"] == "imagenet" and (values["lambda_att"] or values["lambda_aff"])
+    if not (taught or values["fixed_box"] == "attnet"):
         idle.add("localisation_epochs")
     return {key: value for key, value in values.items() if key not in idle}
 

@@ -35,6 +35,8 @@ from fgvclib.utils.files import atomic_path, locked, read_json, write_json
 from fgvclib.utils.parallel import create_accelerator, process_state
 from fgvclib.utils.provenance import code_state, describe_code, is_replaced, library_hash
 
+ATTNET = "attnet.pt"  # beside them where AttNet was trained before the run: its weights and boxes (study.elope)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -101,8 +103,8 @@ def train_or_load(
     identity = run_identity(config, splits, seed)
     done = run.folder / "metrics.json"
     if not _agreed(done.exists() and not is_replaced(done)):
-        with _training_lock(run.folder, announce):
-            _move_aside(run.folder)
+        with training_lock(run.folder, announce):
+            move_aside(run.folder)
             if not _agreed(done.exists()):
                 _train(run, announce)
                 if process_state().is_main_process:
@@ -143,9 +145,9 @@ def _check(folder: Path, stored: dict, identity: dict, announce: Callable[[str],
         announce(f"{folder.name}: {', '.join(remarks)}. --fresh trains it anew.")
 
 
-def _move_aside(folder: Path) -> None:
+def move_aside(folder: Path) -> None:
     """Move a run that is to be trained anew to `replaced`, beside its folder, under the time when it was made."""
-    newest = [path for path in (folder / "metrics.json", folder / "checkpoint.pt") if path.exists()]
+    newest = [path for name in ("metrics.json", "checkpoint.pt", ATTNET) if (path := folder / name).exists()]
     if not process_state().is_main_process or not newest or not is_replaced(newest[0]):
         return
     made = datetime.fromtimestamp(newest[0].stat().st_mtime, UTC)
@@ -162,7 +164,7 @@ def _agreed(flag: bool) -> bool:
     return broadcast_object_list([flag])[0]
 
 
-def _training_lock(folder: Path, announce: Callable[[str], None]):
+def training_lock(folder: Path, announce: Callable[[str], None]):
     """Let no other process, or group of processes, train in `folder` at the same time."""
     if not process_state().is_main_process:
         return nullcontext()
