@@ -69,7 +69,7 @@ def measure(photos: pd.DataFrame, config: Config, folder: Path, augment: bool, r
 def all_ways(photos: pd.DataFrame, config: Config, folder: Path, augment: bool) -> dict[str, PhotoDataset]:
     theirs, ours = (PhotoDataset(photos, config, augment=augment) for _ in range(2))
     theirs.pixels = FolderPixels(ImageFolder(folder, v2.Resize((config.image_size, config.image_size))))
-    return {THEIRS: theirs, "decoded once, from the mapped file": ours}
+    return {THEIRS: theirs, "decoded once, from the file": ours}
 
 
 class FolderPixels:

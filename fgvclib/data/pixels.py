@@ -1,13 +1,14 @@
 """Photos as squares of pixels, decoded once for each table and size.
 
-The squares lie in one file, which is mapped into the memory of all that read it: epochs, workers and processes share
-its pages, and the system drops them when it needs memory. The file is in `.cache` in the data root, or in the results
-where that cannot be written, and can be deleted at any time. A square is used only if its photo has not changed since
-(size and times of the file) and its own bytes are whole (CRC-32).
+The squares lie in one file, from which each is read when it is wanted: epochs, workers and processes share what the
+system caches of it, and no process holds more than the squares of its batches. The file is in `.cache` in the data
+root, or in the results where that cannot be written, and can be deleted at any time. A square is used only if its photo
+has not changed since (size and times of the file) and its own bytes are whole (CRC-32).
 """
 
 import os
 import warnings
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -19,9 +20,10 @@ from PIL import Image
 from fgvclib.config import data_root, results_root
 from fgvclib.data.photos import open_photo, upright_size
 from fgvclib.utils.files import atomic_path
-from fgvclib.utils.progress import progress
+from fgvclib.utils.progress import photo_progress
 
 DECODING_THREADS = 8
+STAMP = 32  # bytes
 READER = 2  # to be raised whenever the pixels that `read_photo` gives change
 Crop = tuple[float, float, float, float]  # xyxy, as shares of the photo
 WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
@@ -57,7 +59,8 @@ def load_pixels(
     missing = [index for index in range(len(paths)) if not pixels.is_kept(index)]
     if missing:
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            for _ in progress(pool.map(pixels.decode, missing), "reading photos", total=len(missing)):
+            squares = pool.map(pixels.decode, missing)
+            for _ in photo_progress(squares, "reading photos", len(missing), lambda square: 1):
                 pass
     return pixels
 
@@ -68,10 +71,12 @@ class Pixels:
     def __init__(self, paths: tuple[str, ...], size: int, cut_bottom: int, crops: tuple[Crop, ...] | None = None):
         self.paths, self.size, self.cut_bottom, self.crops = paths, size, cut_bottom, crops
         self.stamps = [_stamp(path) for path in paths]
-        self.file, self.records = self._open()
+        self.kind = np.dtype([("stamp", f"S{STAMP}"), ("crc", "<u4"), ("pixels", "u1", (size, size, 3))])
+        self.file: Path | None = None
+        self._open()
 
     def __reduce__(self):
-        """A worker of its own memory gets the paths, and maps the file itself."""
+        """A worker of its own memory gets the paths, and opens the file itself."""
         return Pixels, (self.paths, self.size, self.cut_bottom, self.crops)
 
     def __len__(self) -> int:
@@ -80,53 +85,65 @@ class Pixels:
     def __getitem__(self, index: int) -> np.ndarray:
         if index >= len(self):
             raise IndexError(index)
-        record = self.records[index] if self.is_kept(index) else None
-        if record is None or record["crc"] != zlib.crc32(record["pixels"]):
-            return self.decode(index)
-        return record["pixels"]
+        content = self._read(index, self.kind.itemsize)
+        if len(content) == self.kind.itemsize and content.startswith(self.stamps[index]):
+            record = np.frombuffer(content, self.kind)[0]
+            if record["crc"] == zlib.crc32(record["pixels"]):
+                return record["pixels"]
+        return self.decode(index)
 
     def is_kept(self, index: int) -> bool:
         """Whether the file holds the photo as it is now; its bytes may still prove damaged."""
-        return self.records is not None and bool(self.records[index]["stamp"] == self.stamps[index])
+        return self._read(index, STAMP) == self.stamps[index]
 
     def decode(self, index: int) -> np.ndarray:
         """Read the photo itself, and keep its square."""
         crop = WHOLE if self.crops is None else self.crops[index]
         pixels = np.asarray(to_square(read_photo(self.paths[index], self.cut_bottom), self.size, crop))
-        if self.records is not None:
+        if self.file is not None:
             try:
                 self._write(index, pixels)
             except OSError as error:
-                self.records = None
+                self.file = None
                 _warn(error)
         return pixels
 
+    def _read(self, index: int, count: int) -> bytes:
+        """The first bytes of a photo's record; none where there is no file."""
+        # Not through a map, whose pages count as memory of each process that has touched them: gigabytes, in the end.
+        return b"" if self.file is None else os.pread(self.opened, count, self.start + index * self.kind.itemsize)
+
     def _write(self, index: int, pixels: np.ndarray) -> None:
-        # Not through the map: where the disk is full, that would end the process (SIGBUS) instead of raising OSError.
-        record = np.array((self.stamps[index], zlib.crc32(pixels), pixels), self.records.dtype)
+        record = np.array((self.stamps[index], zlib.crc32(pixels), pixels), self.kind)
         with open(self.file, "r+b") as file:
-            file.seek(self.records.offset + index * record.nbytes)
+            file.seek(self.start + index * record.nbytes)
             file.write(record.tobytes())
 
-    def _open(self) -> tuple[Path | None, np.ndarray | None]:
-        """The table's file and its records; the file is made (empty, sparse) where there is none or one cut short."""
+    def _open(self) -> None:
+        """Open the table's file for reading; it is made (empty, sparse) where there is none or one cut short."""
         parts = () if self.crops is None else (self.crops,)
         facts = repr((READER, self.paths, self.size, self.cut_bottom, *parts)).encode()
         name = f"{blake2b(facts, digest_size=12).hexdigest()}-{self.size}px.npy"
-        kind = np.dtype([("stamp", "S32"), ("crc", "<u4"), ("pixels", "u1", (self.size, self.size, 3))])
         for folder in (data_root() / ".cache", results_root() / ".cache"):
             file = folder / name
             try:
-                return file, np.lib.format.open_memmap(file, mode="r")
-            except (OSError, ValueError):
-                try:
-                    with atomic_path(file) as temporary:
-                        np.lib.format.open_memmap(temporary, "w+", kind, (len(self.paths),))
-                    return file, np.lib.format.open_memmap(file, mode="r")
-                except OSError as error:
-                    problem = error
+                self.start = self._records_start(file)
+                self.opened = os.open(file, os.O_RDONLY)
+            except OSError as error:
+                problem = error
+                continue
+            weakref.finalize(self, os.close, self.opened)
+            self.file = file
+            return
         _warn(problem)
-        return None, None
+
+    def _records_start(self, file: Path) -> int:
+        """Where in the file the first record begins, in bytes. The file is made where there is no whole one."""
+        try:
+            return np.lib.format.open_memmap(file, mode="r").offset
+        except (OSError, ValueError):
+            with atomic_path(file) as temporary:
+                return np.lib.format.open_memmap(temporary, "w+", self.kind, (len(self.paths),)).offset
 
 
 def _stamp(path: str) -> bytes:
