@@ -18,6 +18,7 @@ from fgvclib.model.geometry import box_iou, centre_box
 from fgvclib.model.system import EndToEndModel
 from fgvclib.systems.base import System
 from fgvclib.utils.device import autocast, forward
+from fgvclib.utils.progress import photo_progress
 
 IOU_LEVELS = (0.3, 0.5, 0.7)
 
@@ -38,12 +39,13 @@ def predict(
     `teacher_box`, which makes boxes (B, 4) of maps (B, 1, n, n), also teacher_x1 … and teacher_iou, which cost a second
     pass where the batches bring no maps. Boxes are fractions of the photo, also where `photos` says that the model sees
     a crop of it. Leaves the model in evaluation mode. Where processes share a prepared loader, `gather` is their
-    `gather_for_metrics`. `precision` is that of the passes, as in the configuration.
+    `gather_for_metrics`. `precision` is that of the passes, as in the configuration. Progress is told by
+    `photo_progress`. Memory holds a batch at a time, and the table.
     """
     device = next(model.parameters()).device
     model.eval()
     parts, whole_photo = [], True
-    for batch in loader:
+    for batch in photo_progress(loader, "scoring", len(photos), lambda batch: len(parts[-1])):
         images = batch["image"].to(device, non_blocking=True)
         answer = forward(model.predict, images, precision=precision)
         probability, prediction = answer.log_probabilities.exp().max(dim=1)

@@ -37,11 +37,16 @@ def photo_progress(batches: Iterable, description: str, total: int, count: Calla
         yield batch
         done += count(batch)
         now = time.monotonic()
-        if now - last >= LINE_SECONDS:
+        if now - last >= LINE_SECONDS and _is_first_process():
             print(f"{description}: {done} of {total} photos, {done / (now - started):.1f} photos/s", flush=True)
             last = now
 
 
 def _watched() -> bool:
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return interactive and HEADLESS not in os.environ and VOILA not in os.environ
+    return interactive and HEADLESS not in os.environ and VOILA not in os.environ and _is_first_process()
+
+
+def _is_first_process() -> bool:
+    """Among those of `accelerate launch`, which all iterate."""
+    return os.environ.get("RANK", "0") == "0"
