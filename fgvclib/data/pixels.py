@@ -100,9 +100,10 @@ class Pixels:
         """Read the photo itself, and keep its square."""
         crop = WHOLE if self.crops is None else self.crops[index]
         pixels = np.asarray(to_square(read_photo(self.paths[index], self.cut_bottom), self.size, crop))
-        if self.file is not None:
+        file = self.file  # which another thread may give up at any time
+        if file is not None:
             try:
-                self._write(index, pixels)
+                self._write(file, index, pixels)
             except OSError as error:
                 self.file = None
                 _warn(error)
@@ -113,9 +114,9 @@ class Pixels:
         # Not through a map, whose pages count as memory of each process that has touched them: gigabytes, in the end.
         return b"" if self.file is None else os.pread(self.opened, count, self.start + index * self.kind.itemsize)
 
-    def _write(self, index: int, pixels: np.ndarray) -> None:
+    def _write(self, path: Path, index: int, pixels: np.ndarray) -> None:
         record = np.array((self.stamps[index], zlib.crc32(pixels), pixels), self.kind)
-        with open(self.file, "r+b") as file:
+        with path.open("r+b") as file:
             file.seek(self.start + index * record.nbytes)
             file.write(record.tobytes())
 
