@@ -1,5 +1,7 @@
 """Scores by hand: accuracy over samples, boxes against true ones."""
 
+import re
+
 import pandas as pd
 import pytest
 import torch
@@ -55,6 +57,14 @@ def test_accuracy_is_over_samples_with_a_short_last_batch(photos):
     """Three of three, then none of two: 3/5, where the mean over batches would be 1/2."""
     summary = summarise(predict(Stub(), batches([0, 1, 2], [3, 4]), photos))
     assert summary["accuracy"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", ["3 of 5", "5 of 5"]), ("1", [])])
+def test_scoring_says_how_far_it_is_in_the_first_process(photos, monkeypatch, capsys, rank, told):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("fgvclib.utils.progress.LINE_SECONDS", 0)
+    predict(Stub(), batches([0, 1, 2], [3, 4]), photos)
+    assert re.findall(r"scoring: (\d of \d) photos, [\d.]+ photos/s", capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("groups", [([0, 1, 2, 3, 4],), ([0, 1, 2, 3], [4]), ([4, 2], [0, 3], [1])])

@@ -2,8 +2,10 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -115,25 +117,34 @@ def test_trained_model_finds_by_itself_what_its_kept_maps_say(config, splits, tm
     assert run.metrics["teacher_mean_iou"] > 0
 
 
-def test_interrupted_pass_goes_on_where_it_stopped(config, splits, monkeypatch, capsys):
-    computed, real = [], Teacher.fixed_features
+def test_interrupted_pass_goes_on_where_it_stopped_and_tells_how_far(config, splits, tmp_path, monkeypatch, capsys):
+    """A thousand photos, and pooling for a network: interrupted after 400 and after 800, it computes none twice."""
+    config = replace(config, teacher_size=8, map_size=2)
+    photo = Path(splits.test["path"][0]).read_bytes()
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(1000)]
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(photo + number.to_bytes(2, "big"))  # behind the picture's end
+    computed = []
 
-    def failing(self, images):
-        if len(computed) == 5:
+    def pooled(self, images):
+        if len(computed) == 400:
             raise KeyboardInterrupt
         computed.append(len(images))
-        return real(self, images)
+        return torch.nn.functional.avg_pool2d(images, 4)
 
-    monkeypatch.setattr(Teacher, "fixed_features", failing)
-    with pytest.raises(KeyboardInterrupt):
-        teacher_maps(splits.test, config)
-    monkeypatch.setattr(
-        Teacher, "fixed_features", lambda self, images: computed.append(len(images)) or real(self, images)
-    )
+    monkeypatch.setattr(Teacher, "fixed_features", pooled)
     monkeypatch.setattr("fgvclib.utils.progress.LINE_SECONDS", 0)
-    teacher_maps(splits.test, config)
-    assert sum(computed) == len(splits.test)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("teacher maps: 4 of 4 photos, ")
+    photos = pd.DataFrame({"path": paths})
+    with pytest.raises(KeyboardInterrupt):
+        teacher_maps(photos, config)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("teacher maps: 400 of 1000 photos, ")
+    computed.clear()  # another 400, then the rest
+    with pytest.raises(KeyboardInterrupt):
+        teacher_maps(photos, config)
+    computed.clear()
+    teacher_maps(photos, config)
+    assert sum(computed) == 200
+    assert capsys.readouterr().out.splitlines()[-1].startswith("teacher maps: 200 of 200 photos, ")
 
 
 def test_teachers_are_compared_by_the_configured_box_on_validation_photos(config, splits):
