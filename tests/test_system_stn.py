@@ -51,10 +51,10 @@ def test_even_a_localiser_gone_wild_looks_at_the_photo():
     assert (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_the_localiser_learns_a_tenth_as_fast():
+def test_the_localiser_learns_a_hundredth_as_fast():
     system = network()
     rates = {id(value): group["rate"] for group in system.groups() for value in group["params"]}
-    assert rates[id(system.theta.bias)] == rates[id(system.localiser.conv_stem.weight)] == 0.1
+    assert rates[id(system.theta.bias)] == rates[id(system.localiser.conv_stem.weight)] == 0.01
     assert rates[id(system.output.bias)] == rates[id(system.backbone.conv_stem.weight)] == 1
 
 
