@@ -109,39 +109,6 @@ def test_every_parameter_learns(system, batch):
     assert {name for name, _ in system.named_parameters()} - moved <= set(system.without_gradient)
 
 
-def behind(looks) -> list[torch.Tensor]:
-    """All parameters that the outputs of a forward pass depend on."""
-    outputs = [*looks.logits.values(), *looks.parts.values(), looks.boxes]
-    nodes = [output.grad_fn for output in outputs if output is not None and output.grad_fn is not None]
-    seen, found = set(), []
-    while nodes:
-        node = nodes.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        found += [node.variable] if hasattr(node, "variable") else []
-        nodes += [before for before, _ in node.next_functions if before is not None]
-    return found
-
-
-@pytest.mark.parametrize("epoch", [0, 5])
-def test_whatever_an_output_depends_on_gets_a_gradient(epoch, system, batch):
-    """Several processes wait for the gradient of each such parameter, and would wait for ever."""
-    system.train()
-    system.begin_epoch(epoch, 10)
-    found = []
-
-    def look(*inputs):
-        looks = system(*inputs)
-        found.append(behind(looks))
-        return looks
-
-    for terms in system.steps(batch, look):
-        system.zero_grad()
-        terms["total"].backward()
-        assert found[-1] and all(parameter.grad is not None for parameter in found[-1])
-
-
 def test_groups_hold_every_parameter_once(system):
     held = [id(parameter) for group in system.groups() for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in system.parameters())

@@ -46,17 +46,13 @@ class PMG(System):
         self.heads = nn.ModuleDict({name: head(width, narrow, num_classes) for name, width in inputs.items()})
 
     def forward(self, images: Tensor, labels: Tensor | None = None, tiles: int = 1) -> Looks:
-        """Logits of the four heads, and their sum "main", of photos shuffled in tiles × tiles tiles; 1 keeps them.
-
-        A gradient comes from the head alone that learns from so many tiles: several processes would wait for others'.
-        """
+        """Logits of the four heads, and their sum "main", of photos shuffled in tiles × tiles tiles; 1 keeps them."""
         images = jigsaw(resize(images, self.crop_size), tiles).contiguous(memory_format=torch.channels_last)
         maps = self.backbone.forward_intermediates(images, indices=self.stages, intermediates_only=True)
         v = [block(stage).amax(dim=(2, 3)) for block, stage in zip(self.blocks, maps, strict=True)]  # global maximum
         v.append(torch.cat(v, dim=1))
         # All heads in every step, as published, so that their BatchNorm statistics are also of whole photos.
         logits = {name: layers(vector) for (name, layers), vector in zip(self.heads.items(), v, strict=True)}
-        logits = {name: values if STEPS[name][0] == tiles else values.detach() for name, values in logits.items()}
         return Looks(logits | {"main": sum(logits.values())})
 
     def steps(self, batch: dict[str, Tensor], look: Callable[..., Looks]) -> Iterator[dict[str, Tensor]]:
