@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from fgvclib import figures
@@ -40,6 +41,19 @@ def test_cost_of_plain_fine_tuning_is_its_backbones(tiny):
     assert end_to_end["million_macs"] > found["million_macs"]
 
 
+def test_several_networks_cost_what_they_see(tiny):
+    """Whole passes and quarters of one, in multiply-adds too: a backbone at half the side has a quarter of them."""
+    sized = replace(tiny, crop_size=128, image_size=128)
+    one, ise, racnn = (cost(replace(sized, system=name), 3) for name in ("finetune", "ise", "racnn"))
+    assert (ise["passes"], ise["training_passes"], racnn["passes"], racnn["training_passes"]) == (3, 3, 1.5, 3)
+    assert ise["million_macs"] == pytest.approx(3 * one["million_macs"])
+    convolutions = 1280 * 64 * (16 + 4) / 1e6  # of the networks for squares, on 4 × 4 and 2 × 2 cells
+    connected = ((64 * 16 + 3) * 1024 + (64 * 4 + 3) * 1024) / 1e6
+    linear = 1280 * 3 / 1e6
+    expected = 1.5 * (one["million_macs"] - linear) + (3 + 3) * linear + convolutions + connected
+    assert racnn["million_macs"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_measured_rows_stand_apart_with_their_cost(tiny, splits, tmp_path):
     config = replace(tiny, system="finetune", epochs=1)
     runs = {"finetune": [train_or_load(config, splits, seed, tmp_path / str(seed)) for seed in (0, 1)]}
@@ -51,3 +65,12 @@ def test_measured_rows_stand_apart_with_their_cost(tiny, splits, tmp_path):
     measured = table.tail(1).reset_index(drop=True)
     panels = figures.systems_figure(measured, "measured_synthbirds", {"passes": [0], "million_macs": [0]}).axes
     assert [ax.get_xscale() for ax in panels] == ["linear", "log"]
+
+
+def test_systems_look_different_in_the_figure():
+    count = 3 + len(RIVALS)
+    rows = {"method": map(str, range(count)), "seeds": "0", "passes": 1.0, "million_macs": 2.0, "a": 50.0, "a_std": 1.0}
+    axes = figures.systems_figure(pd.DataFrame(rows), "a", {"passes": [0], "million_macs": [0]}).axes
+    for ax in axes:
+        looks = {(line.get_color(), line.get_marker()) for line, *_ in ax.containers}
+        assert len(ax.containers) == len(looks) == count

@@ -184,7 +184,7 @@ def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequen
     """
     titles = {"passes": "passes of the backbone", "million_macs": "million multiply-adds (log)"}
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.28 * len(table) + 3.2), sharey=True)
-    looks = [(SERIES[i % len(SERIES)], MARKERS[i // 2 % len(MARKERS)]) for i in range(len(table))]
+    looks = [(SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)]) for i in range(len(table))]
     for ax, (cost, title) in zip(axes, titles.items(), strict=True):
         front = table.iloc[fronts[cost]]
         ax.step(front[cost], front[column], where="post", color="grey", linewidth=1.2, linestyle="--", zorder=1)
