@@ -15,6 +15,7 @@ ARCHIVE = Archive(
     md5="97eceeb196236b17998738112f37df78",
     marker="images.txt",
 )
+FOLDER = "CUB_200_2011"  # below the data root
 COUNTS = (200, 5994, 5794)  # classes, training photos, test photos
 CHECKSUMS: dict[str, str] = {}  # of files beside the archive
 INDEX_FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt")
@@ -22,7 +23,7 @@ INDEX_FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "
 
 def prepare(config: Config) -> Path:
     """Folder of the data set, downloaded where it is missing. Raises OSError that says what to do by hand."""
-    return obtain(ARCHIVE, data_root() / "CUB_200_2011")
+    return obtain(ARCHIVE, data_root() / FOLDER)
 
 
 def read(root: Path | str) -> tuple[pd.DataFrame, list[str]]:

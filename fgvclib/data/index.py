@@ -89,10 +89,10 @@ def check_photos(photos: pd.DataFrame, root: Path) -> None:
 
 def check_classes(photos: pd.DataFrame, class_names: list[str], root: Path) -> None:
     """Raises ValueError that names the first class without two training photos (one to validate) and a test photo."""
-    for label, name in enumerate(class_names):
-        is_train = photos["is_train"][photos["label"] == label]
-        if is_train.sum() < 2 or is_train.all():
+    counts = photos.groupby("label")["is_train"].agg(["sum", "count"]).reindex(range(len(class_names)), fill_value=0)
+    for name, training, count in zip(class_names, counts["sum"], counts["count"], strict=True):
+        if training < 2 or training == count:
             raise ValueError(
-                f"{root}: class {name} has {is_train.sum()} training and {(~is_train).sum()} test photos, but at least "
-                "2 and 1 are needed; add photos, or choose other classes (num_classes or classes)."
+                f"{root}: class {name} has {training} training and {count - training} test photos, but at least 2 and "
+                "1 are needed; add photos, or choose other classes (num_classes or classes)."
             )

@@ -76,9 +76,13 @@ def read_dataset(config: Config) -> tuple[pd.DataFrame, list[str]]:
 
 def load_splits(config: Config) -> Splits:
     """Read the configured data set and set the validation part aside. Raises OSError or ValueError."""
-    photos, class_names = read_dataset(config)
-    is_train = photos.pop("is_train")
-    fit, validation = _set_aside(photos[is_train], config.validation_fraction)
+    return split(*read_dataset(config), config)
+
+
+def split(photos: pd.DataFrame, class_names: list[str], config: Config) -> Splits:
+    """What `read_dataset` gives → its parts, with boxes as shares of the photos. Raises OSError or ValueError."""
+    is_train, photos = photos["is_train"], photos.drop(columns="is_train")
+    fit, validation = set_aside(photos[is_train], config.validation_fraction)
     if config.fixed_box == "oracle":  # the one row that is told where the object is; see fixed_boxes.py
         if photos[BOX].isna().any(axis=None):
             raise ValueError(f"{config.dataset} has photos without a true box, which an oracle's crop needs.")
@@ -93,7 +97,7 @@ def load_splits(config: Config) -> Splits:
     )
 
 
-def _set_aside(photos: pd.DataFrame, fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+def set_aside(photos: pd.DataFrame, fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split off `fraction` of every class (at least one photo, none for 0); the same photos every time."""
     if fraction == 0:
         return photos, photos.iloc[:0]
