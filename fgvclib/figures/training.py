@@ -91,12 +91,13 @@ def training_figure(
 
 
 def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: Sequence[str], title: str = "") -> None:
-    """Confusion matrix (K, K), rows true, as shares of a row (in %); lines part the groups, each contiguous.
+    """`evaluation.confusion` of K classes, rows true, as shares of a row (in %); lines part the contiguous groups.
 
     Up to 12 classes have numbers and names on both sides (below without their group), up to 40 have names on the left.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    ax.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    side = len(counts) * -(-len(names) // len(counts)) - 0.5  # the last of several classes a cell need not exist
+    ax.imshow(shares, cmap="Greens", vmin=0, vmax=1, extent=(-0.5, side, side, -0.5))
     starts = [i for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
     if len(names) <= 40:
         for start in starts[1:]:

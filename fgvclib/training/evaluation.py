@@ -5,7 +5,7 @@ box has at least the IoU d with the true one; theirs is the best over all thresh
 while ours has the one box that the system crops. A photo without a true box has the IoU NaN and counts in no box score.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from fgvclib.utils.device import autocast, forward
 from fgvclib.utils.progress import photo_progress
 
 IOU_LEVELS = (0.3, 0.5, 0.7)
+MOST_CELLS = 500  # a side of a confusion matrix; a figure has no more pixels for them
 
 
 @torch.no_grad()
@@ -116,6 +117,18 @@ def summarise(predictions: pd.DataFrame) -> dict[str, float]:
         scores = localisation_scores(predictions["teacher_iou"])
         summary |= {f"teacher_{name}": value for name, value in scores.items()}
     return summary
+
+
+def confusion(labels: Sequence[int], predictions: Sequence[int], order: Sequence[int]) -> np.ndarray:
+    """How often a class (row) was taken for another (column), all K classes in `order` → counts (K, K).
+
+    Beyond 500 classes neighbours share a row and a column, so that memory does not grow with the square of K.
+    """
+    place = np.empty(len(order), dtype=int)
+    place[np.asarray(order)] = np.arange(len(order)) // -(-len(order) // MOST_CELLS)
+    counts = np.zeros([place.max() + 1] * 2, dtype=int)
+    np.add.at(counts, (place[np.asarray(labels)], place[np.asarray(predictions)]), 1)
+    return counts
 
 
 def localisation_scores(iou: pd.Series, correct: pd.Series | None = None) -> dict[str, float]:
