@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from fgvclib.apps import canvas
 from fgvclib.apps.canvas import Panel, attention_picture, bars_picture, compose, mask_picture
@@ -21,19 +22,22 @@ from fgvclib.figures import BOX_STYLES, photo_batch
 from fgvclib.model.geometry import theta_to_box
 from fgvclib.model.system import build_model
 from fgvclib.study.table2 import ROWS
+from fgvclib.systems import build_network
 from fgvclib.utils.progress import HEADLESS
 
 
 @pytest.fixture(scope="module")
 def models(tiny):
-    """The end-to-end model with an AffNet that answers something, and the baseline; nothing is trained."""
+    """The end-to-end model with an AffNet that answers something, the baseline, two rivals; nothing is trained."""
     torch.manual_seed(0)
     built = {
         row: build_model(replace(tiny, **ROWS[row]), 3, pretrained=False).eval() for row in ROWS if "No" not in row
     }
     for network in (built["End-to-end"].affnet.horizontal, built["End-to-end"].affnet.vertical):
         torch.nn.init.normal_(network[-1].weight, std=0.05)
-    return built
+    rivals = {name: build_network(replace(tiny, system=name), 3, pretrained=False) for name in ("finetune", "stn")}
+    torch.nn.init.normal_(rivals["stn"].theta.weight, std=0.5)
+    return built | {name: network.eval() for name, network in rivals.items()}
 
 
 @pytest.fixture
@@ -181,6 +185,42 @@ def test_right_answer_is_among_the_bars_even_when_it_is_improbable():
     assert with_answer != without
 
 
+# --- another system beside it
+
+
+def test_systems_that_are_trained_are_offered_beside_the_rows(explore):
+    assert explore.others == ["End-to-end", "Baseline", "finetune", "stn"]
+
+
+def test_box_and_answer_of_another_system_are_its_own(explore, models):
+    photo = explore.test_photo(1)
+    with torch.no_grad():
+        looks = models["stn"](photo.image)
+    other = explore.other("stn", photo)
+    assert other.box == pytest.approx(looks.boxes[0].tolist(), abs=1e-5) and other.box != (0, 0, 1, 1)
+    assert torch.allclose(other.probabilities, looks.logits["main"].softmax(dim=1), atol=1e-5)
+    iou = box_iou(torch.tensor([other.box]), torch.tensor([photo.true_box]).float()).item()
+    sentence = explore.draw("End-to-end", photo, beside="stn")[1]
+    assert sentence.endswith(f"whose IoU with the true one is {iou:.2f}.")
+
+
+@pytest.mark.parametrize("name", ["finetune", "Baseline"])
+def test_system_without_a_box_shows_the_whole_photo_and_says_so(explore, name):
+    photo = explore.test_photo(0)
+    other = explore.other(name, photo)
+    assert other.box == (0, 0, 1, 1) and not other.finds
+    assert "gives no box" in explore.draw("End-to-end", photo, beside=name)[1]
+
+
+def test_other_system_answers_once_per_photo(explore, models, monkeypatch):
+    calls, real = [], models["stn"].predict
+    monkeypatch.setattr(models["stn"], "predict", lambda images: calls.append(None) or real(images))
+    photo = explore.test_photo(0)
+    for tau in (0.2, 0.8):
+        explore.draw("End-to-end", photo, tau=tau, beside="stn")
+    assert len(calls) == 1
+
+
 # --- uploads
 
 
@@ -211,7 +251,9 @@ def panel(explore) -> ExplorerPanel:
     return ExplorerPanel(explore, "End-to-end", 0)
 
 
-@pytest.mark.parametrize("control, value", [("tau", 0.75), ("sharpness", 300.0), ("source", TEACHER), ("photo", 5)])
+@pytest.mark.parametrize(
+    "control, value", [("tau", 0.75), ("sharpness", 300.0), ("source", TEACHER), ("photo", 5), ("beside", "stn")]
+)
 def test_every_control_changes_the_picture(panel, control, value):
     before = panel.image.value
     panel.controls[control].value = value

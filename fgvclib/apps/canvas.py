@@ -20,7 +20,8 @@ from fgvclib.figures import ATTENTION_MAP, BOX_STYLES, shorten
 SCALE = 1.5  # pixels of the picture for one of the page: sharp on screens with more pixels than one
 SIDE, GAP, TITLE, LEGEND = 232, 18, 38, 30  # of a panel, between panels, above one and below all, in pixels of the page
 COLUMNS = 4
-DASHES = {"-": (1, 0), "--": (9, 5), ":": (3, 4)}  # drawn and skipped pixels, by matplotlib's name of the style
+# Drawn and skipped pixels, by matplotlib's name of the style.
+DASHES = {"-": (1, 0), "--": (9, 5), ":": (3, 4), "-.": (16, 4)}
 INK, PALE = "#222222", "#666666"
 Corners = Sequence[float]  # x1, y1, x2, y2
 

@@ -43,6 +43,8 @@ from fgvclib.model.geometry import (
 from fgvclib.model.system import EndToEndModel
 from fgvclib.study.experiment import SETTING_2, Experiment
 from fgvclib.study.table2 import ROWS
+from fgvclib.systems import SYSTEMS
+from fgvclib.systems.base import System
 from fgvclib.utils.device import on_default_device
 from fgvclib.utils.progress import HEADLESS
 
@@ -53,10 +55,11 @@ BAR_COLOURS = {
     HULL: BOX_STYLES["target"]["edgecolor"],
     AFFNET: BOX_STYLES["predicted"]["edgecolor"],
 }
+OTHER_COLOUR = BOX_STYLES["other"]["edgecolor"]
 LEGEND = {
-    "target": "exact box: the smallest that holds all outlined cells",
+    "target": "exact box around the outlined cells",
     "predicted": "AffNet's answer to the mask",
-    "true": "true box (never used for training)",
+    "true": "true box (not for training)",
 }
 MASK_BODY = 0.88  # of the mask's panel; the rest shows the maxima
 
@@ -91,6 +94,16 @@ class Answer:
     iou: float  # of the two
     views: Tensor  # (2, 3, c, c): the crops at the two boxes, with the model's margin
     probabilities: Tensor  # (2, classes)
+
+
+@dataclass(frozen=True)
+class Other:
+    """What another trained system says of the photo, whatever the sliders are."""
+
+    name: str
+    box: tuple[float, ...]  # xyxy in [0, 1]: where it looked
+    finds: bool  # whether its answer has a box; else the whole photo stands here
+    probabilities: Tensor  # (1, classes)
 
 
 @torch.inference_mode()
@@ -141,12 +154,14 @@ class Explorer:
         self.config = experiment.config
         self.experiment = experiment
         self.rows = [row for row in [*reversed(ROWS), SETTING_2] if experiment.is_trained(row)]
+        self.others = [*self.rows, *(system for system in SYSTEMS if experiment.is_trained(system))]
         self.classes = [readable(name) for name in experiment.splits.class_names]
-        self._models: dict[str, EndToEndModel] = {}
+        self._models: dict[str, EndToEndModel | System] = {}
         self._seen: tuple[str, Photo, Seen] | None = None
+        self._other: tuple[str, Photo, Other] | None = None
 
-    def model(self, row: str) -> EndToEndModel:
-        """The trained model of a row of Table 2, loaded once."""
+    def model(self, row: str) -> EndToEndModel | System:
+        """The trained model of a row of Table 2 or of a system of Table 3, loaded once."""
         if row not in self._models:
             self._models[row] = self.experiment.trained(row).model
         return self._models[row]
@@ -178,11 +193,12 @@ class Explorer:
         source: str = ATTNET,
         tau: float | None = None,
         sharpness: float | None = None,
+        beside: str | None = None,
     ) -> tuple[Image.Image, str]:
         """The picture for one setting, and a sentence that says what it shows.
 
         `source` names the map that the box is read from (the baseline has the teacher's alone); tau and sharpness are
-        the trained ones where none are given.
+        the trained ones where none are given. `beside` is one of `others`, whose box and answer are drawn as well.
         """
         model = self.model(row)
         trained = self.as_trained(row)
@@ -191,9 +207,22 @@ class Explorer:
         seen = self._look(row, photo)
         source = source if source in seen.maps else TEACHER
         result = answer(model, photo.image, seen.maps[source], tau, sharpness, self.config)
-        panels = self._panels(photo, seen, source, result, tau, sharpness)
+        other = self.other(beside, photo) if beside else None
+        panels = self._panels(photo, seen, source, result, tau, sharpness, other)
         legend = {kind: text for kind, text in LEGEND.items() if kind != "true" or photo.true_box}
-        return compose(panels, legend), self._sentence(photo, seen, result, tau)
+        if other:
+            legend["other"] = f"{other.name}: where it looks"
+        return compose(panels, legend), self._sentence(photo, seen, result, tau, other)
+
+    @torch.inference_mode()
+    def other(self, row: str, photo: Photo) -> Other:
+        """What the trained system of a row, one of `others`, says of a photo; computed once."""
+        if self._other is None or self._other[0] != row or self._other[1] is not photo:
+            said = self.model(row).predict(photo.image)
+            finds = self.model(row).localise
+            box = said.boxes[0].clamp(0, 1).tolist() if finds else (0, 0, 1, 1)
+            self._other = (row, photo, Other(row, tuple(box), finds, said.log_probabilities.exp()))
+        return self._other[2]
 
     @torch.no_grad()
     def agreement(self, row: str, thresholds: Sequence[float]) -> pd.Series:
@@ -213,10 +242,14 @@ class Explorer:
             self._seen = (row, photo, look(self.model(row), photo.image, photo.teacher_map))
         return self._seen[2]
 
-    def _panels(self, photo: Photo, seen: Seen, source: str, result: Answer, tau: float, k: float) -> list[Panel]:
+    def _panels(
+        self, photo: Photo, seen: Seen, source: str, result: Answer, tau: float, k: float, other: Other | None
+    ) -> list[Panel]:
         hull, own = result.boxes.tolist()
         boxes = {"target": hull, "predicted": np.clip(own, 0, 1).tolist()}
         on_photo = ({"true": photo.true_box} if photo.true_box else {}) | boxes
+        on_photo |= {"other": other.box} if other else {}
+        colours = "grey: 5, blue: 6, orange: 7" + (f", pink: {other.name}" if other else "")
         cells = result.attention.numpy() >= tau
         whole, *crops = (self._picture(view) for view in (seen.view[0], *result.views))
         names = (self._says(seen.probabilities[0]), *(self._says(values) for values in result.probabilities))
@@ -231,7 +264,7 @@ class Explorer:
             Panel(whole, "5 · Before: the whole photo", f"→ {names[0]}"),
             Panel(crops[0], "6 · Crop at the exact box", f"→ {names[1]}", frame="target"),
             Panel(crops[1], "7 · Crop at AffNet's box", f"→ {names[2]}", frame="predicted"),
-            Panel(self._bars(photo, seen, result), "8 · What the classifier says", "grey: 5, blue: 6, orange: 7"),
+            Panel(self._bars(photo, seen, result, other), "8 · What the classifier says", colours),
         ]  # fmt: skip
 
     @staticmethod
@@ -241,9 +274,13 @@ class Explorer:
         picture = attention_picture(min_max_normalise(seen.maps[name])[0, 0])
         return Panel(picture, title, note, cells=cells if name == source else None)
 
-    def _bars(self, photo: Photo, seen: Seen, result: Answer) -> Image.Image:
+    def _bars(self, photo: Photo, seen: Seen, result: Answer, other: Other | None) -> Image.Image:
         values = torch.cat([seen.probabilities, result.probabilities]).T.numpy()
-        return bars_picture(pd.DataFrame(values, self.classes, list(BAR_COLOURS)), BAR_COLOURS, photo.answer)
+        table = pd.DataFrame(values, self.classes, list(BAR_COLOURS))
+        if other is None:
+            return bars_picture(table, BAR_COLOURS, photo.answer)
+        table.insert(0, other.name, other.probabilities[0].numpy())
+        return bars_picture(table, {other.name: OTHER_COLOUR} | BAR_COLOURS, photo.answer, count=3)
 
     def _picture(self, image: Tensor) -> Image.Image:
         return Image.fromarray((255 * to_picture(image, self.config)).round().astype(np.uint8))
@@ -252,7 +289,7 @@ class Explorer:
         value, label = probabilities.max(dim=0)
         return f"{shorten(self.classes[label], 24)}, {value:.0%}"
 
-    def _sentence(self, photo: Photo, seen: Seen, result: Answer, tau: float) -> str:
+    def _sentence(self, photo: Photo, seen: Seen, result: Answer, tau: float, other: Other | None) -> str:
         kept = float((result.attention >= tau).float().mean())
         parts = [
             f"{kept:.0%} of the cells reach τ = {tau:.2f}. "
@@ -271,7 +308,18 @@ class Explorer:
             )
         else:
             parts.append(f"The network knows {len(self.classes)} classes and has to choose one of them for any photo.")
+        if other:
+            parts.append(self._sentence_of(other, photo))
         return " ".join(parts)
+
+    def _sentence_of(self, other: Other, photo: Photo) -> str:
+        says = f"{other.name} says {self._says(other.probabilities[0])}"
+        if not other.finds:
+            return f"{says}; it gives no box, so that the pink line is around the whole photo."
+        if photo.true_box is None:
+            return f"{says}, after a look at the pink box."
+        iou = box_iou(torch.tensor([photo.true_box]).float(), torch.tensor([other.box]).float()).item()
+        return f"{says}, after a look at the pink box, whose IoU with the true one is {iou:.2f}."
 
     def show(self, row: str | None = None, photo: int = 0) -> widgets.Widget | Image.Image:
         """The controls and the picture; headless, where nobody can move a slider, the picture alone."""
@@ -290,7 +338,7 @@ class ExplorerPanel:
         self._make_controls(row, photo)
         self._quiet = False
         self._reset()
-        for name in ("row", "source", "tau", "sharpness"):
+        for name in ("row", "beside", "source", "tau", "sharpness"):
             self.controls[name].observe(lambda change: self._redraw(), "value")
         self.controls["photo"].observe(lambda change: self._choose(), "value")
         self.controls["upload"].observe(lambda change: self._upload(), "value")
@@ -303,6 +351,10 @@ class ExplorerPanel:
             "photo": widgets.IntSlider(photo, 0, last, description="Test photo", **wide),
             "upload": widgets.FileUpload(accept="image/*", description="… or your own", layout={"width": "auto"}),
             "row": widgets.Dropdown(options=self.explorer.rows, value=row, description="Trained model", **wide),
+            "beside": widgets.Dropdown(
+                options=[("nothing", None), *((name, name) for name in self.explorer.others)],
+                description="Beside it", **wide,
+            ),
             "source": widgets.ToggleButtons(
                 options=[ATTNET, TEACHER], description="Read the box from", style={"description_width": "150px"}
             ),
@@ -319,7 +371,8 @@ class ExplorerPanel:
         c = self.controls
         hint = widgets.HTML("<small>keep cells above this share of the brightest · how hard the mask's edge is</small>")
         lines = [
-            [c["photo"], c["upload"]], [c["row"]], [c["source"]], [c["tau"], c["reset"]], [c["sharpness"], hint],
+            [c["photo"], c["upload"]], [c["row"], c["beside"]], [c["source"]],
+            [c["tau"], c["reset"]], [c["sharpness"], hint],
         ]  # fmt: skip
         wrap = widgets.Layout(flex_flow="row wrap", align_items="center")
         return widgets.VBox([*(widgets.HBox(line, layout=wrap) for line in lines), self.status, self.image])
@@ -352,7 +405,7 @@ class ExplorerPanel:
         if self._quiet:
             return
         began = time.perf_counter()
-        choice = {name: self.controls[name].value for name in ("row", "source", "tau", "sharpness")}
+        choice = {name: self.controls[name].value for name in ("row", "source", "tau", "sharpness", "beside")}
         self.picture, sentence = self.explorer.draw(photo=self.photo, **choice)
         self.image.value = to_jpeg(self.picture)
         took = 1000 * (time.perf_counter() - began)

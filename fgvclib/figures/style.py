@@ -18,6 +18,7 @@ BOX_STYLES = {
     "true": {"edgecolor": "#009E73", "linestyle": "-"},
     "predicted": {"edgecolor": "#D55E00", "linestyle": "--"},
     "target": {"edgecolor": "#56B4E9", "linestyle": ":"},
+    "other": {"edgecolor": "#CC79A7", "linestyle": "-."},
 }
 
 
