@@ -17,6 +17,7 @@ from fgvclib.model.geometry import box_to_theta, crop
 from fgvclib.model.system import build_model
 from fgvclib.study import efficiency
 from fgvclib.study.alternatives import MultiCrop, TwoPassCrop
+from fgvclib.systems import SYSTEMS
 from fgvclib.training.loop import NonFiniteLoss, build_optimiser, check_finite, train_one_epoch
 from fgvclib.utils.device import device_name
 
@@ -181,3 +182,17 @@ def test_operations_are_those_of_the_convolutions_by_hand(tiny):
 def test_operations_at_the_papers_sizes_are_those_of_a_resnet101():
     counts = efficiency.operations(load_config("paper"))
     assert counts["classifier"] / 1e9 == pytest.approx(2 * 7.80 * 4, rel=0.02)  # 7.8 GMAC at 224 px, times (448/224)²
+
+
+def test_answers_cost_what_their_passes_do_over_plain_fine_tuning(tiny, monkeypatch):
+    """What differs in training alone answers at no cost; a second look at the full size costs a second pass."""
+    monkeypatch.setattr(efficiency, "timed_systems", lambda config: ["dcl", "finetune", "mmal"])
+    costs = efficiency.system_costs(replace(tiny, batch_size=1), budget_s=0)
+    assert costs["multiply_adds"].to_dict() == pytest.approx({"finetune": 1, "dcl": 1, "mmal": 2}, rel=1e-3)
+    assert costs.loc["finetune", "value"] == 1 and costs["value"].is_monotonic_increasing
+
+
+def test_every_system_that_takes_the_crops_is_timed_and_each_once(tiny):
+    small, large = efficiency.timed_systems(tiny), efficiency.timed_systems(load_config("paper"))
+    assert set(large) == {"end-to-end", *(name for name in SYSTEMS if not name.endswith("-vehicles"))}
+    assert set(large) - set(small) == {"nts"} and len(set(large)) == len(large)

@@ -75,3 +75,5 @@ def test_efficiency_has_the_papers_figures_and_says_what_is_open(results):
     measured = table[table["note"] != "not yet measured on a GPU"]
     assert (measured["value"] > 0).all() and measured["what"].is_unique
     assert table["paper_value"].notna().any() and (results / "figures" / "08_growth.png").exists()
+    grown = pd.read_csv(results / "growth.csv")
+    assert set(grown["over"]) == {"batch_size", "image_size", "classes", "photos"} and grown["exponent"].notna().all()

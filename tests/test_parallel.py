@@ -12,6 +12,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgvclib.model.losses import EmbeddingLoss
+from fgvclib.study import growth
 from fgvclib.systems import cal
 from fgvclib.training import loop
 from fgvclib.training.runs import train_or_load
@@ -161,3 +162,10 @@ def test_systems_learn_by_two_processes_what_they_learn_by_one(system, epochs, l
         )
         for name, value in one["model"].items():
             torch.testing.assert_close(rank["model"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_step_is_timed_alone_and_with_a_partner(one, config):
+    """After `one`: the fork server that has trained is there already."""
+    table = growth.over_processes(config, 2)
+    assert list(table) == ["processes", "ms", "photos_per_s"] and list(table["processes"]) == [1, 2]
+    assert table["photos_per_s"].tolist() == pytest.approx([1e3 * 2 / table["ms"][0], 1e3 * 4 / table["ms"][1]])

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fgvclib.figures.style import MARKERS, SERIES
+from fgvclib.figures.style import LINES, MARKERS, SERIES
 from fgvclib.figures.training import remark_no_boxes
 
 
@@ -275,29 +275,53 @@ def competitors_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def growth_figure(batch: pd.DataFrame, size: pd.DataFrame, classes: pd.DataFrame) -> Figure:
-    """Time (above) and memory (below) of a training step over batch and input size; the embedding loss over classes."""
-    figure = plt.figure(figsize=(10.8, 5.8))
-    panels = figure.subplot_mosaic([["batch", "size", "classes"], ["batch_gib", "size_gib", "classes"]])
-    for key, table, power, name in (("batch", batch, 1, "photos"), ("size", size, 2, "pixels")):
-        x, time, memory = table.iloc[:, 0], panels[key], panels[f"{key}_gib"]
+def growth_figure(batch: pd.DataFrame, size: pd.DataFrame) -> Figure:
+    """Time (above) and memory (below) of a training step over batch and input size: tables of `growth.over_steps`."""
+    figure, axes = plt.subplots(2, 2, figsize=(8.5, 5.8), sharex="col")
+    for (time, memory), table, power, name in zip(axes.T, (batch, size), (1, 2), ("photos", "pixels"), strict=True):
+        x = table.iloc[:, 0]
         unit, scale = ("s", 1e-3) if table["ours_ms"].max() >= 1000 else ("ms", 1)
         time.plot(x, scale * table["baseline_ms"], "o-", color=SERIES[0], label="baseline")
         time.plot(x, scale * table["ours_ms"], "s--", color=SERIES[1], label="end-to-end")
         memory.plot(x, table["gib"], "s--", color=SERIES[1])
         more, longer, larger = (_factor(table[column]) for column in (table.columns[0], "ours_ms", "gib"))
-        time.set_title(f"{more**power:.3g} × the {name}:\n{longer:.1f} × the time")
+        time.set_title(f"{more**power:.3g} × the {name}: {longer:.1f} × the time")
         memory.set_title(f"{larger:.1f} × the memory")
-        time.set(ylabel=f"training step [{unit}]", ylim=(0, None), xticks=x)
-        memory.set(ylabel="memory [GiB]", ylim=(0, None), xticks=x)
+        time.set(ylabel=f"training step [{unit}]", ylim=(0, 1.1 * scale * table["ours_ms"].max()), xticks=x)
+        memory.set(ylabel="memory [GiB]", ylim=(0, 1.1 * table["gib"].max()), xticks=x)
         memory.set_xlabel({"photos": "photos in a batch", "pixels": "side of the photo [px]"}[name])
-    panels["batch"].legend(fontsize="small", loc="lower right")
-    ax = panels["classes"]
-    ax.loglog(classes["classes"], classes["all_pairs_ms"], "o-", color=SERIES[0], label="all pairs of classes")
-    ax.loglog(classes["classes"], classes["ours_ms"], "s--", color=SERIES[1], label="classes of the batch (ours)")
-    title = f"{_factor(classes['classes']):g} × the classes:\n{_factor(classes['ours_ms']):.1f} × the time (ours)"
-    ax.set(xlabel="classes", ylabel="embedding loss [ms]", title=title)
-    ax.legend(fontsize="small")
+    axes[0, 0].legend(fontsize="small", loc="lower right")
+    return figure
+
+
+def scale_figure(classes: pd.DataFrame, photos: pd.DataFrame, names: Mapping[str, str]) -> Figure:
+    """Times of `growth.over_classes` and `growth.over_photos`, on logarithmic axes beside a line that is linear.
+
+    names: what a column is called (`growth.NAMES`).
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.8, 4.2))
+    for ax, table in ((left, classes), (right, photos)):
+        x, times = table.iloc[:, 0], table.iloc[:, 1:].drop(columns="mib", errors="ignore")
+        for i, column in enumerate(times):
+            ax.loglog(x, times[column], color=SERIES[i], marker=MARKERS[i], linestyle=LINES[i], label=names[column])
+        ax.loglog(
+            x,
+            times.min(axis=None) / 2 * x / x.iloc[0],
+            color="black",
+            linewidth=1,
+            linestyle=":",
+            label="linear, to compare",
+        )
+        ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    left.set(xlabel="classes", ylabel="ms")
+    left.set_title(
+        f"{_factor(classes['classes']):g} × the classes: {_factor(classes['loss_ms']):.1f} × the loss's time"
+    )
+    right.set(xlabel="photos of the data set", ylabel="s")
+    factor, seconds = _factor(photos["photos"]), photos.filter(like="_s").sum(axis=1)
+    right.set_title(
+        f"{factor:g} × the photos: {_factor(seconds):.0f} × the time, {_factor(photos['mib']):.0f} × the memory"
+    )
     return figure
 
 

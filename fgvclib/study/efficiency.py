@@ -5,7 +5,6 @@ were run in turn, in one process, many times: what slows one of them slows the o
 weights, so nothing here loads or trains any; images are noise.
 """
 
-import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fgvclib.config import Config
+from fgvclib.config import END_TO_END, Config
 from fgvclib.model.affnet import AffNet
 from fgvclib.model.geometry import crop
-from fgvclib.model.losses import EmbeddingLoss
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.study.alternatives import MultiCrop, TwoPassCrop
 from fgvclib.study.contenders import ResNet50
 from fgvclib.study.table2 import ROWS
+from fgvclib.systems import SYSTEMS, build_network
+from fgvclib.systems.base import System
 from fgvclib.systems.stn import STN
 from fgvclib.training.loop import build_loss, build_optimiser, losses, training_steps
 from fgvclib.utils.device import autocast, default_device, device_name
@@ -144,6 +144,43 @@ def inference_sides(config: Config) -> dict[str, Callable[[], object]]:
     for name, other in others.items():
         sides[name] = inference(other.to(images.device, memory_format=torch.channels_last), images)
     return sides
+
+
+def timed_systems(config: Config) -> list[str]:
+    """The paper's system, and all of Table 3 that take crops of this size; variants for a data set cost the same."""
+    fitting = [name for name, system in SYSTEMS.items() if system.smallest_crop <= config.crop_size]
+    return [END_TO_END, *(name for name in fitting if not name.endswith("-vehicles"))]
+
+
+def system_costs(config: Config, budget_s: float) -> pd.DataFrame:
+    """What one answer (`predict`) of each of `timed_systems` costs over "finetune", the plain classifier.
+
+    Columns: those of `ratios`, and the ratio of `multiply_adds`. One row a system, the cheapest first.
+    """
+    configs = {name: replace(config, system=name) for name in timed_systems(config)}
+    classes = config.num_classes or CLASSES
+    networks = {name: Answering(build_network(own, classes, pretrained=False)) for name, own in configs.items()}
+    images = noise(config)
+    sides = {name: inference(network.to(images.device), images) for name, network in networks.items()}
+    operations = pd.Series({name: million_multiply_adds(network, images[:1]) for name, network in networks.items()})
+    table = ratios(compare(sides, budget_s), over="finetune")
+    return table.assign(multiply_adds=operations / operations["finetune"]).sort_values("value")
+
+
+class Answering(nn.Module):
+    """A network whose forward pass is its answer: X (B, 3, H, W) → log-probabilities (B, classes).
+
+    `found_before`: AttNet's pass comes before it, as it finds the crop.
+    """
+
+    def __init__(self, network: EndToEndModel | System, found_before: bool = False):
+        super().__init__()
+        self.network, self.found_before = network, found_before
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.found_before:
+            self.network.attnet(images)
+        return self.network.predict(images).log_probabilities
 
 
 def localisation_sides(config: Config) -> dict[str, Callable[[], object]]:
@@ -274,50 +311,6 @@ def kept_for_backward(forward: Callable[[], Tensor], model: nn.Module) -> int:
     total = sum(kept.values())
     del loss
     return total
-
-
-def growth(config: Config, key: str, values: list[int], budget_s: float) -> pd.DataFrame:
-    """How a training step grows over `batch_size` or the input's side, `image_size` → one row per value.
-
-    Columns: the value, ms with the given teacher map, ms of the baseline, and GiB. With `image_size` the crop grows
-    in proportion.
-    """
-    rows = []
-    for value in values:
-        sized = replace(config, **{key: value})
-        if key == "image_size":
-            sized = replace(sized, crop_size=max(32, round(value * config.crop_size / config.image_size)))
-        sides = {"ours": TrainingStep(sized, "given"), "baseline": TrainingStep(replace(sized, **ROWS["Baseline"]))}
-        medians = 1e3 * compare(sides, budget_s).median()
-        memory = training_memory(sized, sized.precision)["value"]
-        rows.append({key: value, "ours_ms": medians["ours"], "baseline_ms": medians["baseline"], "gib": memory})
-        del sides
-        gc.collect()
-    return pd.DataFrame(rows)
-
-
-def growth_over_classes(config: Config, values: list[int], budget_s: float) -> pd.DataFrame:
-    """The embedding loss, forward and backward, over the number of classes → ms of ours, and of one over all pairs."""
-    rows = []
-    for classes in values:
-        features = torch.randn(config.batch_size, config.embedding_dim, device=default_device(), requires_grad=True)
-        labels = torch.randint(classes, (config.batch_size,), device=default_device())
-        ours = EmbeddingLoss(classes, config.embedding_dim).to(default_device())
-        centres = torch.randn(classes, config.embedding_dim, device=default_device())
-        sides = {
-            "ours": lambda loss=ours, f=features, y=labels: loss(f, y).backward(),
-            "all pairs": lambda c=centres, f=features, y=labels: _all_pairs_loss(f, y, c).backward(),
-        }
-        medians = 1e3 * compare(sides, budget_s).median()
-        rows.append({"classes": classes, "ours_ms": medians["ours"], "all_pairs_ms": medians["all pairs"]})
-    return pd.DataFrame(rows)
-
-
-def _all_pairs_loss(features: Tensor, labels: Tensor, centres: Tensor, margin: float = 0.75) -> Tensor:
-    """What the embedding loss would cost if it compared the centres of all classes."""
-    centres = centres.index_add(0, labels, features)
-    shortfall = (margin - torch.pdist(centres).square()).clamp_min(0)
-    return (features - centres[labels]).square().sum() + shortfall.square().sum()
 
 
 def hardware_sides(config: Config, compiled: bool = True) -> dict[str, Callable[[], object]]:

@@ -9,11 +9,10 @@ from functools import cache
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from fgvclib.config import END_TO_END, Config
 from fgvclib.model.system import EndToEndModel
-from fgvclib.study.efficiency import million_multiply_adds
+from fgvclib.study.efficiency import Answering, million_multiply_adds
 from fgvclib.study.elope import ELOPE
 from fgvclib.study.paper import paper_table
 from fgvclib.systems import SYSTEMS, build_network
@@ -89,7 +88,7 @@ def cost(config: Config, num_classes: int) -> dict[str, float]:
         "views": f"{'photo → ' * found_before}{config.image_size} → {config.crop_size}",
         "passes": passes,
         "training_passes": training_passes,
-        "million_macs": million_multiply_adds(_Answering(network, found_before), photo),
+        "million_macs": million_multiply_adds(Answering(network, found_before), photo),
         "parameters": sum(value.numel() for value in network.parameters() if value.requires_grad),
     }
 
@@ -99,19 +98,6 @@ def _passes(network: EndToEndModel | System, config: Config) -> tuple[float, flo
         return network.passes, network.training_passes
     taught = config.teacher_weights == "live" and (config.lambda_att > 0 or config.lambda_aff > 0)
     return 1.0, 1.0 + taught * (config.teacher_size / config.crop_size) ** 2
-
-
-class _Answering(nn.Module):
-    """A network whose forward pass is its answer, with AttNet's before it where that finds the crop."""
-
-    def __init__(self, network: EndToEndModel | System, found_before: bool = False):
-        super().__init__()
-        self.network, self.found_before = network, found_before
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.found_before:
-            self.network.attnet(images)
-        return self.network.predict(images).log_probabilities
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:

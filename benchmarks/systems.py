@@ -1,0 +1,66 @@
+"""CPU time of one answer of the systems of Table 3 over that of timm's plain ResNet-50: ours beside the official code.
+
+    python benchmarks/systems.py --systems nts,mmal,pmg
+
+One photo of 448 pixels, one thread, random weights. All take turns, so that a busy machine slows all alike; the ratios
+are medians. The official code was measured so, with the repositories that `OFFICIAL` names.
+"""
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import timm
+import torch
+
+from fgvclib.config import END_TO_END, PAPER
+from fgvclib.study.efficiency import CLASSES, Answering, compare, inference, noise, ratios
+from fgvclib.systems import SYSTEMS, build_network
+from fgvclib.utils.provenance import provenance
+
+PLAIN = "plain ResNet-50"
+OFFICIAL = {  # system → ratio, and where from
+    "nts": (2.61, "yangze0930/NTS-Net, six parts"),
+    "mmal": (2.09, "ZF4444/MMAL-Net"),
+    "pmg": (1.87, "PRIS-CV/PMG-Progressive-Multi-Granularity-Training"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", default="nts,mmal,pmg", help=f"of {', '.join([END_TO_END, *SYSTEMS])}")
+    parser.add_argument("--repetitions", type=int, default=5, help="after one that is not counted; default: 5")
+    parser.add_argument("--size", type=int, default=448, help="side of the photo in pixels; default: 448")
+    parser.add_argument("--output", type=Path, help="CSV file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    table = measure(options.systems.split(","), options.size, options.repetitions)
+    print(table.round(2).to_string(index=False, na_rep=""))
+    if options.output:
+        made = provenance()
+        made_by = {key: made[key] for key in ("commit", "dirty", "device", "date", "command")}
+        table.assign(**made_by).to_csv(options.output, index=False, float_format="%.4f")
+
+
+def measure(systems: list[str], size: int, repetitions: int) -> pd.DataFrame:
+    """One row a system: its CPU time over the plain network's, and that of the official code where it is known."""
+    config = replace(PAPER, backbone="resnet50.tv_in1k", image_size=size, crop_size=size, batch_size=1)
+    photo = noise(config)
+    plain = timm.create_model("resnet50", num_classes=CLASSES)
+    sides = {PLAIN: inference(plain.to(photo.device, memory_format=torch.channels_last), photo)}
+    for system in systems:
+        network = build_network(replace(config, system=system), CLASSES, pretrained=False)
+        sides[system] = inference(Answering(network).to(photo.device), photo)
+    times = compare(sides, budget_s=math.inf, repetitions=repetitions)
+    ours = ratios(times, over=PLAIN)["cpu_time_value"]
+    rows = []
+    for system in systems:
+        official, source = OFFICIAL.get(system, (math.nan, ""))
+        rows.append({"system": system, "ours": ours[system], "official": official, "measured_with": source})
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    main()
