@@ -3,6 +3,7 @@
 import torch
 
 from fgvclib.model.backbones import create_backbone
+from fgvclib.systems import stn
 from fgvclib.systems.stn import STN
 
 BACKBONE = "efficientnet_lite0.pypi"
@@ -22,7 +23,8 @@ def test_the_start_is_bit_equal_to_the_classifier_on_the_photo():
     assert torch.equal(looks.boxes, torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2))
 
 
-def test_the_gradient_in_theta_is_that_of_differences():
+def test_the_gradient_in_theta_is_that_of_differences(monkeypatch):
+    monkeypatch.setattr(stn, "GRADIENT_LIMIT", None)
     system, images, labels = network().double(), torch.randn(2, 3, 80, 80).double(), torch.tensor([0, 1])
     with torch.no_grad():
         system.theta.bias.copy_(torch.tensor([-0.3, -0.2, 0.1, -0.1]))
@@ -41,6 +43,15 @@ def test_the_gradient_in_theta_is_that_of_differences():
             below = loss()
             system.theta.bias[i] += step
         assert torch.isclose((above - below) / (2 * step), found[i], rtol=0, atol=1e-3 * found.abs().max())
+
+
+def test_no_photo_moves_theta_by_more_than_the_limit():
+    system, images = network(), torch.randn(1, 3, 80, 80)
+    with torch.no_grad():
+        system.output.weight.mul_(1000)  # a gradient far above it
+        wrong = system(images).logits["main"].argmin(dim=1)
+    system.loss(system(images), wrong)["total"].backward()
+    assert torch.isclose(system.theta.bias.grad.norm(), torch.tensor(stn.GRADIENT_LIMIT))  # the bounds have slope 1
 
 
 def test_even_a_localiser_gone_wild_looks_at_the_photo():

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from fgvclib.model.affnet import start_at
 from fgvclib.model.backbones import create_backbone, feature_maps
 from fgvclib.model.geometry import crop, resize, theta_to_box
+from fgvclib.model.gradients import clip_gradient
 from fgvclib.systems.base import Looks, System
 
-LOCALISER_RATE = 0.01  # ours; at 0.1 the crop of drawn birds left the bird in the first epoch, and nothing was learnt
+# Ours: with neither, the crop of drawn birds left the bird in the first epoch. The limit is that of the end-to-end
+# system's `theta_gradient_limit` for small networks.
+LOCALISER_RATE, GRADIENT_LIMIT = 0.01, 0.1
 
 
 class STN(System):
@@ -46,7 +49,7 @@ class STN(System):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Looks:
         theta = self.locate(images)
-        x = self.features(crop(images, theta, self.crop_size)).mean(dim=(2, 3))  # (B, C)
+        x = self.features(crop(images, clip_gradient(theta, GRADIENT_LIMIT), self.crop_size)).mean(dim=(2, 3))  # (B, C)
         return Looks({"main": self.output(x)}, boxes=theta_to_box(theta.detach()).clamp(0, 1))
 
     def groups(self) -> list[dict]:
