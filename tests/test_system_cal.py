@@ -40,10 +40,10 @@ def test_pooling_is_that_of_loops():
 
 def test_no_effect_where_the_attention_is_the_random_map(batch, monkeypatch):
     system = build().train()
-    _, effect, *_ = system.look(batch[0])
+    _, effect, *_ = system.answer(batch[0])
     assert effect.abs().max() > 1e-3
     monkeypatch.setattr(CAL, "random_attention", lambda self, attention: attention)
-    _, effect, *_ = system.look(batch[0])
+    _, effect, *_ = system.answer(batch[0])
     assert torch.equal(effect, torch.zeros(4, CLASSES))
 
 
@@ -77,8 +77,8 @@ def test_drop_hides_the_marked_pixels_and_no_others(batch, monkeypatch):
     monkeypatch.setattr("fgvclib.systems.cal.draw_maps", lambda attention: corner)
     corner = torch.zeros(2, 4, 4, 4)
     corner[:, :, 0, 0] = 1
-    look = system.look
-    monkeypatch.setattr(system, "look", lambda images: seen.append(images) or look(images))
+    answer = system.answer
+    monkeypatch.setattr(system, "answer", lambda images: seen.append(images) or answer(images))
     system(*batch)
     photo, (_, dropped) = seen[0], seen[1].chunk(2)
     hidden = (dropped == 0).all(dim=1)
@@ -140,7 +140,7 @@ def test_one_look_answers_as_the_photo_alone(batch):
     system = build(CALOneLook).eval()
     with torch.no_grad():
         photo = torch.nn.functional.interpolate(batch[0], (128, 128), mode="bilinear", antialias=True)
-        expected = system.look(photo)[0].log_softmax(dim=1)
+        expected = system.answer(photo)[0].log_softmax(dim=1)
         assert torch.allclose(system.predict(batch[0]).log_probabilities, expected, atol=1e-5)
 
 

@@ -22,7 +22,7 @@ class Looks(NamedTuple):
 class System(nn.Module):
     """One system of Table 3: X (B, 3, H, W), normalised → `Looks`. A rival is one file, and one line in `SYSTEMS`.
 
-    Whatever has parameters runs inside `forward`, as training on several GPUs needs; hence its `labels`.
+    Whatever has parameters runs inside `forward`, as several GPUs need. Hence its `labels`, for pairs and centres.
     """
 
     localise = False  # whether its answer has boxes

@@ -1,11 +1,12 @@
 """CAL (Rao et al. 2021), counterfactual attention, and WS-DAN (Hu et al. 2019), on which it builds.
 
-Several learned attention maps pool the features; in training one of them shows where to crop a second view and another
-what to hide in a third. CAL adds that the learned maps must answer better than random ones: the difference, the effect
-of attention, has to name the class too.
+Several learned attention maps pool the features; in training one drawn by chance shows where to crop a second view, and
+one more, perhaps the same, what to hide in a third. CAL adds that the learned maps must answer better than random ones:
+the difference, the effect of attention, has to name the class too.
 
-Constants are those of `raoyongming/CAL:fgvc`. Their recipe: SGD with a learning rate of 0.001 for all parameters, times
-0.9 every second epoch, weight decay 1e-5, batches of 16 on four GPUs, 160 epochs.
+Constants are those of `raoyongming/CAL:fgvc`, whose published accuracy averages eight looks. It was trained by SGD at
+0.001 for all parameters, times 0.9 every second epoch, weight decay 1e-5, four photos on each of four GPUs, 160 epochs;
+here the profile's schedule holds.
 """
 
 import torch
@@ -17,11 +18,11 @@ from fgvclib.model.system import Answer
 from fgvclib.systems.base import Looks, System
 from fgvclib.utils.parallel import of_all_processes
 
-PUBLISHED_CELLS = 14  # of F for a ResNet at 448 px
+PUBLISHED_CELLS = 14  # along a side of F for a ResNet at 448 px
 MAPS, FEW_MAPS = 32, 8  # M; the second where F has fewer cells (ours)
 SCALE = 100.0  # of the normalised features before the linear layer
-CENTRE_RATE = 0.05
-LEARNING_RATE = 0.1  # of the other systems' rate, at which the scaled features make the loss diverge (ours)
+CENTRE_RATE = 0.05  # the step of c towards f
+RATE_FACTOR = 0.1  # ours: at the full rate of the other systems the scaled features make the loss diverge
 # Thresholds as shares of a map's largest value, drawn between the two; margins as shares of the photo's side.
 CROP_THRESHOLD, CROP_MARGIN = (0.4, 0.6), 0.1
 DROP_THRESHOLD = (0.2, 0.5)
@@ -29,7 +30,10 @@ TEST_THRESHOLD, TEST_MARGIN = 0.1, 0.05
 
 
 class CAL(System):
-    """Logits "main" = Y of the photo, "views" of the crop and the drop (2B), "effect" = Y - Y' of all three (3B)."""
+    """Logits "main" = Y of the photo, "views" of the crop and the drop (2B), "effect" = Y - Y' of all three (3B).
+
+    Y' are the logits that random attention gives.
+    """
 
     localise = True
     passes = 2.0
@@ -44,8 +48,8 @@ class CAL(System):
         self.output = nn.Linear(maps * channels, num_classes, bias=False)
         self.register_buffer("centres", torch.zeros(num_classes, maps * channels))  # c
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images → logits Y (B, K), their effect (B, K), pooled features f (B, M C), A (B, M, n, n) in fp32."""
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images → logits Y (B, K), Y - Y' (just Y where it is not needed), f (B, M C), A (B, M, n, n) in fp32."""
         features = self.features(images)
         attention = self.attend(features)
         f = pool(attention, features)
@@ -62,24 +66,24 @@ class CAL(System):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Looks:
         """In evaluation mode, the mean of the logits of the photo and of a crop around all that the maps mark."""
         photo = resize(images, self.crop_size)
-        logits, effect, f, attention = self.look(photo)
+        logits, effect, f, attention = self.answer(photo)
         if not self.training:
             boxes = marked_box(attention.mean(dim=1), TEST_THRESHOLD, TEST_MARGIN, self.crop_size)
-            of_crop, *_ = self.look(crop(images, box_to_theta(boxes), self.crop_size))
+            of_crop, *_ = self.answer(crop(images, box_to_theta(boxes), self.crop_size))
             return Looks({"main": (logits + of_crop) / 2}, boxes=boxes)
         cropping, dropping = draw_maps(attention)
         boxes = marked_box(cropping, draw(CROP_THRESHOLD, len(images), images.device), CROP_MARGIN, self.crop_size)
         cropped = crop(images, box_to_theta(boxes), self.crop_size)
         dropped = photo * ~marked(dropping, draw(DROP_THRESHOLD, len(images), images.device), self.crop_size)[:, None]
-        views, effect_of_views, *_ = self.look(torch.cat([cropped, dropped]))
-        looks = {"main": logits, "views": views, "effect": torch.cat([effect, effect_of_views])}
-        return Looks(looks, {"features": f, "centres": self.move_centres(f.detach(), labels)}, boxes)
+        views, effect_of_views, *_ = self.answer(torch.cat([cropped, dropped]))
+        named = {"main": logits, "views": views, "effect": torch.cat([effect, effect_of_views])}
+        return Looks(named, {"features": f, "centres": self.move_centres(f.detach(), labels)}, boxes)
 
     @torch.no_grad()
     def move_centres(self, f: Tensor, labels: Tensor) -> Tensor:
-        """The normalised centres of the photos' classes (B, M C), before c of each class moves towards its photos.
+        """The normalised centres of the photos' classes (B, M C), before c += 0.05 (f - c/|c|) for each photo.
 
-        Where several processes train, towards those of all, so that c stays equal everywhere.
+        Where several processes train, for the photos of all, so that c stays equal everywhere.
         """
         normalised = F.normalize(self.centres[labels], dim=1)
         f, normalised_of_all, labels = map(of_all_processes, (f, normalised, labels))
@@ -87,7 +91,7 @@ class CAL(System):
         return normalised
 
     def loss(self, looks: Looks, labels: Tensor) -> dict[str, Tensor]:
-        """⅓ CE(Y) + ⅔ CE(Y of the views) + CE(effect) + sum of |f - c|² over B."""
+        """⅓ CE(Y) + ⅔ CE(Y of the views) + CE(effect) + the batch's mean of |f - c/|c||²."""
         logits, parts = looks.logits, looks.parts
         terms = {
             "photo": F.cross_entropy(logits["main"], labels) / 3,
@@ -99,7 +103,7 @@ class CAL(System):
         return terms | {"total": sum(terms.values())}
 
     def groups(self) -> list[dict]:
-        return [{"params": list(self.parameters()), "rate": LEARNING_RATE}]
+        return [{"params": list(self.parameters()), "rate": RATE_FACTOR}]
 
 
 class CALOneLook(CAL):
@@ -109,7 +113,7 @@ class CALOneLook(CAL):
     passes = 1.0
 
     def predict(self, images: Tensor) -> Answer:
-        logits, *_ = self.look(resize(images, self.crop_size))
+        logits, *_ = self.answer(resize(images, self.crop_size))
         return Answer(logits.float().log_softmax(dim=1))
 
 

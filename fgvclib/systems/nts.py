@@ -1,10 +1,11 @@
-"""NTS-Net (Yang et al. 2018): a navigator scores windows of the photo, a teacher tells it which can be classified.
+"""NTS-Net (Yang et al. 2018): a navigator scores windows of the photo, a classifier says which of them tell the class.
 
 The classifier looks at the windows with the best scores, and its loss on each of them orders them; the navigator must
 rank them alike. The answer comes from the features of the photo and of the best windows, side by side.
 
-Constants are those of `yangze0930/NTS-Net`. Their recipe: SGD with a learning rate of 0.001 for all parameters, divided
-by 10 after 60 and 100 epochs, weight decay 1e-4, batches of 16.
+Constants are those of `yangze0930/NTS-Net`, which cuts six windows at test time, too, and uses four. It was trained by
+SGD at 0.001 for all parameters, divided by 10 after 60 and 100 epochs, weight decay 1e-4, batches of 16; here the
+profile's schedule holds.
 """
 
 import torch
@@ -15,8 +16,9 @@ from fgvclib.model.geometry import resize
 from fgvclib.systems.base import Looks, System
 from fgvclib.systems.windows import best_windows, cut
 
-THIRD, TWO_THIRDS = 2 ** (1 / 3), 2 ** (2 / 3)
-# Of each of the navigator's maps: pixels of a cell; sides of its windows in pixels of a photo of 448.
+THIRD, TWO_THIRDS = 2 ** (1 / 3), 2 ** (2 / 3)  # of an octave: three sides between one and its double
+# Of each of the navigator's maps: the side of a cell in pixels of the input, if the backbone's stride is 32; the sides
+# of its windows in pixels of an input of 448.
 LEVELS = (
     (32, (48 * THIRD, 48 * TWO_THIRDS)),
     (64, (96 * THIRD, 96 * TWO_THIRDS)),
@@ -35,31 +37,31 @@ class Navigator(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        steps = [nn.Conv2d(channels if i == 0 else WIDTH, WIDTH, 3, min(i + 1, 2), padding=1) for i in range(3)]
-        self.steps = nn.ModuleList(steps)
+        layers = [nn.Conv2d(channels if i == 0 else WIDTH, WIDTH, 3, min(i + 1, 2), padding=1) for i in range(3)]
+        self.convolutions = nn.ModuleList(layers)
         self.scores = nn.ModuleList(nn.Conv2d(WIDTH, len(sides) * len(RATIOS), 1) for _, sides in LEVELS)
 
     def forward(self, features: Tensor) -> Tensor:
         found = []
-        for step, score in zip(self.steps, self.scores, strict=True):
-            features = step(features).relu()
+        for convolution, score in zip(self.convolutions, self.scores, strict=True):
+            features = convolution(features).relu()
             found.append(score(features).permute(0, 2, 3, 1).flatten(1))  # cell by cell, as the anchors
         return torch.cat(found, dim=1)
 
 
 class NTS(System):
-    """Logits "main" (photo and windows together), "photo" and, in training, "windows" (6 B); scores as a part.
+    """Logits "main" (photo and windows together) and, in training, "photo" and "windows" (6 B); scores as a part.
 
-    Raises ValueError for a crop of less than 224 px, on which hardly any windows are left.
+    Raises ValueError for a crop of less than 224 px, on which hardly any windows are left (ours).
     """
 
     passes = 2.0  # 1 + 4 windows at half the side
     training_passes = 2.5  # 1 + 6
     smallest_crop = 224
-    # A level of the navigator learns only where one of its windows was chosen.
+    # Scores of a level learn only where one of its windows was chosen; a convolution, from its own level and the later.
     without_gradient = tuple(
         f"navigator.{part}.{level}.{kind}"
-        for part in ("steps", "scores")
+        for part in ("convolutions", "scores")
         for level in range(len(LEVELS))
         for kind in ("weight", "bias")
     )
@@ -83,12 +85,12 @@ class NTS(System):
         count = PROPOSED if self.training else CONCATENATED
         chosen = best_windows(scores.detach().float(), self.anchors, count, NMS_IOU)  # (B, count)
         views = cut(images, self.anchors[chosen] / self.crop_size, self.crop_size // 2)  # zeros beyond the photo
-        x = self.dropout(features.mean(dim=(2, 3)))
-        parts = self.dropout(self.features(views).mean(dim=(2, 3))).view(len(images), count, -1)
-        together = torch.cat([x[:, None], parts[:, :CONCATENATED]], dim=1).flatten(1)
+        of_photo = self.dropout(features.mean(dim=(2, 3)))  # (B, C)
+        of_windows = self.dropout(self.features(views).mean(dim=(2, 3))).view(len(images), count, -1)
+        together = torch.cat([of_photo[:, None], of_windows[:, :CONCATENATED]], dim=1).flatten(1)
         logits = {"main": self.together(together)}
         if self.training:
-            logits |= {"photo": self.photo(x), "windows": self.window(parts).flatten(0, 1)}
+            logits |= {"photo": self.photo(of_photo), "windows": self.window(of_windows).flatten(0, 1)}
         return Looks(logits, {"scores": scores.gather(1, chosen)})
 
     def loss(self, looks: Looks, labels: Tensor) -> dict[str, Tensor]:
@@ -113,7 +115,7 @@ def rank_loss(scores: Tensor, errors: Tensor) -> Tensor:
 def anchors(crop_size: int) -> Tensor:
     """Windows (N, 4) xyxy in pixels of the first look, level by level, row by row; they can reach beyond the photo.
 
-    Sides are in proportion to the photo, so that at 224 px they are half as long (ours).
+    Sides are in proportion to crop_size, so that at 224 px they are half as long (ours).
     """
     boxes = []
     for stride, sides in LEVELS:
