@@ -325,6 +325,28 @@ def _efficiency() -> Iterable[str]:
             for row in table[table["device"] != "GPU"].to_dict("records")
         ]
     )
+    yield from _systems()
+
+
+def _systems() -> Iterable[str]:
+    table = pd.read_csv(REFERENCE / EFFICIENCY / "systems.csv")
+    made = table.iloc[0]
+    yield "### One answer of the systems of Table 3, ours beside the official code"
+    yield (
+        f"CPU time over that of a plain ResNet-50: one photo of 448 pixels, random weights, {made['device']}; "
+        f"`benchmarks/systems.py` at commit `{made['commit'][:7]}`, {made['date'][:10]}."
+    )
+    yield markdown(
+        [
+            {
+                "system": row["system"],
+                "ours": number(row["ours"], ".2f"),
+                "official code": number(row["official"], ".2f"),
+                "that of": row["measured_with"] if isinstance(row["measured_with"], str) else "–",
+            }
+            for row in table.to_dict("records")
+        ]
+    )
 
 
 def _json(path: Path) -> dict:
