@@ -104,20 +104,26 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def waterfall_figure(accuracy: pd.Series) -> Figure:
-    """From row to row, what each step brings: accuracies in per cent, in the order of the steps."""
+def waterfall_figure(accuracy: pd.Series, half_widths: Sequence[float]) -> Figure:
+    """From row to row, what each step brings: accuracies in per cent, in the order of the steps.
+
+    half_widths: of each step's 95 % interval, NaN where there is none. A step whose interval holds zero is grey.
+    """
     figure, ax = plt.subplots(figsize=(8.5, 0.5 * len(accuracy) + 1.2))
     places, steps = np.arange(len(accuracy))[::-1], accuracy.diff()
     starts = accuracy - steps.fillna(accuracy)
-    colours = ["grey", *(SERIES[2] if step >= 0 else SERIES[1] for step in steps.iloc[1:])]
+    told = zip(steps.iloc[1:], half_widths, strict=True)
+    colours = ["grey", *((SERIES[2] if step > 0 else SERIES[1]) if abs(step) > half else "grey" for step, half in told)]
     ax.barh(places, steps.fillna(accuracy), left=starts, color=colours, height=0.6)
     texts = [f"{accuracy.iloc[0]:.1f}", *(f"{step:+.1f}" for step in steps.iloc[1:])]
-    for place, value, text in zip(places, np.maximum(accuracy, starts), texts, strict=True):
+    ax.errorbar(accuracy.iloc[1:], places[1:], xerr=half_widths, fmt="none", color="black", capsize=3)
+    reach = np.nan_to_num([0.0, *half_widths])
+    for place, value, text in zip(places, np.maximum(accuracy + reach, starts), texts, strict=True):
         ax.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center", size="small")
-    spread = accuracy.max() - accuracy.min()
+    low, high = (accuracy - reach).min(), (accuracy + reach).max()
     ax.set_yticks(places, accuracy.index, fontsize="small")
-    ax.set(xlim=(accuracy.min() - 0.25 * spread - 1, accuracy.max() + 0.15 * spread + 1), xlabel="test accuracy [%]")
-    ax.set_title("What each step brings (means; their intervals are in the table)")
+    ax.set(xlim=(low - 1, high + 0.15 * (high - low) + 1), xlabel="test accuracy [%] (the axis does not start at 0)")
+    ax.set_title("What each step brings, with its 95 % interval; grey: not told apart from nothing")
     return figure
 
 
