@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -135,14 +136,8 @@ def measured(run: Callable[[], object]) -> float:
 @contextmanager
 def empty_results() -> Iterator[None]:
     """A results root in which nothing is kept yet."""
-    before = os.environ.get("FGVC_RESULTS")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["FGVC_RESULTS"] = folder
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, FGVC_RESULTS=folder):
         yield
-    if before is None:
-        del os.environ["FGVC_RESULTS"]
-    else:
-        os.environ["FGVC_RESULTS"] = before
 
 
 def memory_table(options: argparse.Namespace) -> pd.DataFrame:

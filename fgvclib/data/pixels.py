@@ -110,7 +110,7 @@ class Pixels:
         return pixels
 
     def _read(self, index: int, count: int) -> bytes:
-        """The first bytes of a photo's record; none where there is no file."""
+        """The first `count` bytes of a photo's record; nothing if there is no file."""
         # Not through a map, whose pages count as memory of each process that has touched them: gigabytes, in the end.
         return b"" if self.file is None else os.pread(self.opened, count, self.start + index * self.kind.itemsize)
 
@@ -139,7 +139,7 @@ class Pixels:
         _warn(problem)
 
     def _records_start(self, file: Path) -> int:
-        """Where in the file the first record begins, in bytes. The file is made where there is no whole one."""
+        """The offset of the first record, in bytes. Makes the file if there is none, or one that was cut short."""
         try:
             return np.lib.format.open_memmap(file, mode="r").offset
         except (OSError, ValueError):

@@ -10,12 +10,12 @@ import os
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -131,7 +131,7 @@ def over_photos(values: Sequence[int]) -> pd.DataFrame:
     config = load_config("paper", "cub200", validation_fraction=0.1)
     rows = []
     for count in values:
-        with TemporaryDirectory() as folder, _data_root(folder):
+        with TemporaryDirectory() as folder, patch.dict(os.environ, FGVC_DATA=folder):
             write_index(Path(folder) / FOLDER, count)
             tracemalloc.start()  # it slows what it watches, so that times are taken in a second turn
             _read(config)
@@ -140,18 +140,6 @@ def over_photos(values: Sequence[int]) -> pd.DataFrame:
             rmtree(Path(folder) / ".cache")  # checksums are kept
             rows.append({"photos": count} | _read(config) | {"mib": peak})
     return pd.DataFrame(rows)
-
-
-@contextmanager
-def _data_root(folder: str) -> Iterator[None]:
-    """The data root lies elsewhere for a while, and with it what is kept of its photos."""
-    before = os.environ.get("FGVC_DATA")
-    os.environ["FGVC_DATA"] = folder
-    try:
-        yield
-    finally:
-        del os.environ["FGVC_DATA"]
-        os.environ |= {} if before is None else {"FGVC_DATA": before}
 
 
 def _read(config: Config) -> dict[str, float]:
