@@ -55,6 +55,14 @@ def test_views_count_the_pixels_that_the_image_really_has():
     assert titles == ["bird", "11 real pixels across", "22 real pixels across"]  # 1.08 * 0.25 of 40, and of 80
 
 
+def test_a_step_that_is_not_told_apart_from_nothing_has_no_colour():
+    accuracy = pd.Series([50.0, 60.0, 61.0, 55.0, 56.0], index=list("abcde"))
+    figure = figures.waterfall_figure(accuracy, [4.0, 2.0, 3.0, float("nan")])
+    first, *steps = (bar.get_facecolor() for bar in figure.axes[0].patches)
+    assert steps[1] == steps[3] == first and len({first, steps[0], steps[2]}) == 3
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [50, 10, 1, -6, 1]
+
+
 def test_the_noise_of_an_accuracy_is_binomial():
     assert figures.sampling_error(50, 100) == pytest.approx(5)  # 100 * sqrt(0.25 / 100)
     assert 1.96 * figures.sampling_error(88.5, 5794) == pytest.approx(0.82, abs=0.01)
