@@ -67,8 +67,9 @@ def _headline_of_photos() -> str:
     whole, crop = (sum(named[row][seed] for seed in seeds) / len(seeds) for row in ("Baseline", "End-to-end"))
     over = "over photos, one seed" if len(seeds) == 1 else f"over photos and {len(seeds)} seeds"
     return (
-        f"**Measured here**, on the first {manifest['configuration']['num_classes']} classes of CUB-200-2011, on a CPU, "
-        f"one thread a run: {crop:.1f} % of the test photos are named right with localisation, {whole:.1f} % without, in "
+        f"**Measured here**, on the first {manifest['configuration']['num_classes']} classes of CUB-200-2011, on a "
+        f"CPU, one thread a run: {crop:.1f} % of the test photos are named right with localisation, {whole:.1f} % "
+        "without, in "
         f"one classifier pass each; {gain} points (95 % {over})."
     )
 
