@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -332,11 +333,17 @@ def _place(variable: str) -> Path | None:
 
 
 def results_folder(config: Config) -> Path:
-    """`<profile>-<dataset>`, with the hash appended where values differ from the profile's: no mixed results."""
-    name = f"{config.profile}-{config.dataset}"
-    if config.changes():
-        name += f"-{config.hash()}"
-    return results_root() / name
+    """`<profile>-<dataset>`, and what differs from the profile, such as `-num_classes=200`: no mixed results.
+
+    Long lists of changes are named by their hash, and so are results that an earlier release has named so.
+    """
+    plain = results_root() / f"{config.profile}-{config.dataset}"
+    if not (changes := config.changes()):
+        return plain
+    hashed = plain.with_name(f"{plain.name}-{config.hash()}")
+    text = "-".join(f"{key}={value}" for key, value in changes.items())
+    readable = re.fullmatch(r"[\w.=+-]{1,60}", text) and not hashed.exists()
+    return plain.with_name(f"{plain.name}-{text}") if readable else hashed
 
 
 def aggregate_folder(configs: Sequence[Config]) -> Path:

@@ -215,8 +215,18 @@ def test_changed_values_have_a_results_folder_of_their_own(monkeypatch):
     monkeypatch.setenv("FGVC_RESULTS", "/r")
     assert results_folder(load_config("cpu")) == Path("/r/cpu-synthbirds")
     changed = load_config("cpu", "cub200", epochs=5)
-    assert results_folder(changed) == Path(f"/r/cpu-cub200-{changed.hash()}")
+    assert results_folder(changed) == Path("/r/cpu-cub200-epochs=5")
     assert results_folder(load_config("cpu", epochs=load_config("cpu").epochs)) == Path("/r/cpu-synthbirds")
+    many = load_config("cpu", "cub200", classes=[0, 1, 2])
+    assert results_folder(many) == Path(f"/r/cpu-cub200-{many.hash()}")
+
+
+def test_results_that_an_earlier_release_named_by_hash_are_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
+    changed = load_config("cpu", epochs=5)
+    old = tmp_path / f"cpu-synthbirds-{changed.hash()}"
+    old.mkdir()
+    assert results_folder(changed) == old
 
 
 @pytest.mark.parametrize("empty", ["", " "])
