@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fgvclib.apps.predict import Recogniser
 from fgvclib.config import PAPER
 from fgvclib.data.augment import to_input
 from fgvclib.data.fixed_boxes import with_fixed_boxes
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.loaders import PhotoDataset
+from fgvclib.data.photos import open_photo
 from fgvclib.data.splits import load_splits, read_dataset
 from fgvclib.data.teacher_maps import maps_of
 from fgvclib.model.backbones import normalisation
@@ -128,8 +130,11 @@ def test_checkerboard_of_the_original_photo_survives_the_cut(config, tmp_path):
     found = PhotoDataset(cut, row)[0]["image"] * std + mean
     assert torch.allclose(found, torch.from_numpy(board[32:96, 64:128]).float().expand(3, 64, 64), atol=1e-5)
     assert PhotoDataset(photos, row)[0]["image"].std() < 0.1  # what AttNet sees is the whole photo
-    in_x = PhotoDataset(cut, replace(config, **ROWS["Baseline"], fixed_box="oracle"))
-    assert in_x[0]["image"].std() < 0.1
+    in_x = replace(config, **ROWS["Baseline"], fixed_box="oracle")
+    assert PhotoDataset(cut, in_x)[0]["image"].std() < 0.1
+    for kind in (row, in_x):  # a new photo is cut alike
+        new = to_input(open_photo(tmp_path / "board.png"), kind, (0.25, 0.125, 0.5, 0.375))
+        assert torch.equal(new, PhotoDataset(cut, kind)[0]["image"])
 
 
 def test_small_profile_and_paper_have_one_map_and_one_box(monkeypatch):
@@ -191,6 +196,29 @@ def test_where_it_looked_is_scored_in_the_whole_photo(finished):
     )
     assert not set(BOX) & set(run.splits.train.columns) and "mean_iou" in run.metrics
     assert len(run.splits.train[CROP].drop_duplicates()) > 1  # boxes of AttNet's, not one for all
+
+
+def test_new_photo_is_cut_as_when_the_run_is_scored(finished):
+    run = finished[0].run("ELoPE")
+    recogniser = Recogniser(run.checkpoint)
+    assert not recogniser.remarks()
+    for _, scored in run.predictions.iterrows():
+        photo = open_photo(scored["path"])
+        found = recogniser(photo)
+        assert found.class_name == run.splits.class_names[scored["prediction"]]
+        assert found.probability == pytest.approx(scored["probability"], abs=1e-5)
+        corners = scored[[f"box_{corner}" for corner in BOX]].astype(float) * [*photo.size, *photo.size]
+        assert list(found.box) == pytest.approx(corners.tolist(), abs=0.51)  # whole pixels
+
+
+def test_new_photo_needs_the_runs_attnet(copy):
+    folder = copy.run_folder("ELoPE")
+    shutil.copy(folder / "checkpoint.pt", folder / "attnet.pt")
+    with pytest.raises(ValueError, match="attnet.pt is not the AttNet of the checkpoint beside it; copy both"):
+        Recogniser(folder / "checkpoint.pt")
+    (folder / "attnet.pt").unlink()
+    with pytest.raises(ValueError, match="attnet.pt is missing, .*; copy it beside the checkpoint"):
+        Recogniser(folder / "checkpoint.pt")
 
 
 def test_other_true_boxes_of_the_training_photos_give_the_same_boxes(copy, data_folder, monkeypatch):

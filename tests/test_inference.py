@@ -17,11 +17,14 @@ from PIL import Image
 from fgvclib.apps.predict import Recogniser, Recognition, draw, readable, save_drawing
 from fgvclib.config import training_values
 from fgvclib.data.augment import to_input
-from fgvclib.data.loaders import PhotoDataset
+from fgvclib.data.fixed_boxes import with_fixed_boxes
+from fgvclib.data.loaders import PhotoDataset, evaluation_loader
 from fgvclib.data.photos import open_photo
 from fgvclib.model.system import build_model
+from fgvclib.study.bounds import BOUNDS
 from fgvclib.tools.cli import main
-from fgvclib.training.checkpoints import save_checkpoint
+from fgvclib.training.checkpoints import read_checkpoint, save_checkpoint
+from fgvclib.training.evaluation import predict as score
 
 CLASSES = ["001.Red_Bird", "002.Blue_Bird", "003.Grün"]
 
@@ -87,6 +90,28 @@ def test_network_sees_the_upright_photo(recogniser, tmp_path, tiny, monkeypatch)
 def test_photo_enters_as_it_does_when_the_system_is_scored(splits, tiny):
     item = PhotoDataset(splits.test, tiny)[4]["image"]
     assert torch.equal(to_input(open_photo(splits.test["path"][4]), tiny), item)
+
+
+def test_centre_is_cut_as_when_the_run_is_scored(splits, tiny, tmp_path):
+    config = replace(tiny, **BOUNDS["Centre crop"], crop_margin=0.1)
+    path = write_checkpoint(tmp_path / "checkpoint.pt", config)
+    state = read_checkpoint(path)
+    state["model"]["classifier.output.weight"].normal_()  # an answer that depends on the photo
+    save_checkpoint(path, state)
+    recogniser = Recogniser(path)
+    photos = with_fixed_boxes(splits, config).test
+    for _, scored in score(recogniser.model, evaluation_loader(photos, config), photos).iterrows():
+        found = recogniser(open_photo(scored["path"]))
+        assert found.probability == pytest.approx(scored["probability"], abs=1e-5)
+        assert found.box == (7, 7, 57, 57)  # 0.7 · 1.1 of 64 pixels, in the middle
+
+
+@pytest.mark.parametrize("row, cut_to", [("Oracle crop", "true boxes"), ("Teacher crop", "boxes of an ImageNet")])
+def test_crops_that_no_new_photo_has_are_refused_in_a_sentence(tiny, photo, tmp_path, capsys, row, cut_to):
+    path = write_checkpoint(tmp_path / "checkpoint.pt", replace(tiny, **BOUNDS[row]))
+    assert predict(photo, "--checkpoint", path) == 2
+    err = capsys.readouterr().err
+    assert cut_to in err and str(path) in err and err.count("\n") == 1
 
 
 def test_drawing_has_the_box_where_the_box_is():

@@ -1,6 +1,7 @@
 """A trained system on your own photos: which class, how sure, and where. The command `fgvc predict`.
 
-A run's checkpoint is all that it needs: it holds the configuration, the class names and the weights.
+A run's checkpoint is all that it needs: it holds the configuration, the class names and the weights. That of ELoPE
+needs the run's AttNet beside it.
 """
 
 import re
@@ -15,16 +16,24 @@ from PIL.PngImagePlugin import PngInfo
 from fgvclib.apps.canvas import dejavu
 from fgvclib.config import END_TO_END, Config
 from fgvclib.data.augment import to_input
+from fgvclib.data.fixed_boxes import widened
 from fgvclib.data.photos import DRAWING_SUFFIX, MARK, is_drawing, open_photo, printable
 from fgvclib.figures import BOX_STYLES
-from fgvclib.model.geometry import WHOLE_IMAGE
+from fgvclib.model.geometry import WHOLE_IMAGE, centre_box
 from fgvclib.model.system import EndToEndModel
+from fgvclib.study.elope import load_attnet, photo_box
 from fgvclib.systems import build_network
+from fgvclib.systems.windows import nested
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.utils.device import default_device
 from fgvclib.utils.files import atomic_path
 from fgvclib.utils.progress import progress
 
+# Why a system that was trained on fixed crops cannot be given a new photo.
+NO_CROP = {
+    "oracle": "the true boxes of its photos, which a new photo does not have",
+    "teacher": "the boxes of an ImageNet network, which the checkpoint does not hold",
+}
 DRAWING_SIDE = 2048  # a drawing's longer side at most, in pixels: to look at, not to print
 
 
@@ -37,7 +46,10 @@ class Recognition(NamedTuple):
 
 
 class Recogniser:
-    """The system in a checkpoint, for one photo at a time. Raises ValueError for any other file."""
+    """The system in a checkpoint, for one photo at a time.
+
+    Raises ValueError for any other file, and where a new photo cannot be cut as those of its training were.
+    """
 
     def __init__(self, checkpoint: Path | str):
         state = _read(Path(checkpoint))
@@ -51,6 +63,11 @@ class Recogniser:
             self.model.to(self.device)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{checkpoint} does not fit this version of fgvclib; train again.") from error
+        if self.config.fixed_box in NO_CROP:
+            cut_to = NO_CROP[self.config.fixed_box]
+            raise ValueError(f"{checkpoint} was trained on crops at {cut_to}; choose the checkpoint of another system.")
+        if self.config.fixed_box == "attnet":
+            self.attnet = load_attnet(Path(checkpoint).parent, self.config).to(self.device)
 
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> Recognition:
@@ -58,11 +75,23 @@ class Recogniser:
 
         Of the end-to-end system that is theta's, without `crop_margin`.
         """
-        answer = self.model.predict(to_input(photo, self.config).unsqueeze(0).to(self.device))
+        part = self.part(photo)
+        image = to_input(photo, self.config, tuple(part.tolist()))
+        answer = self.model.predict(image.unsqueeze(0).to(self.device))
         probability, label = answer.log_probabilities[0].exp().max(dim=0)
         box = torch.tensor(WHOLE_IMAGE) if answer.boxes is None else answer.boxes[0].cpu().clamp(0, 1)
-        corners = box * torch.tensor([photo.width, photo.height, photo.width, photo.height])
+        corners = nested(box[None, None], part[None])[0, 0] * torch.tensor(
+            [photo.width, photo.height, photo.width, photo.height]
+        )
         return Recognition(self.class_names[label], probability.item(), tuple(corners.round().int().tolist()))
+
+    def part(self, photo: Image.Image) -> torch.Tensor:
+        """The box (4,) in [0, 1] that a photo is cut to before the system sees it, as in its training."""
+        if self.config.fixed_box == "attnet":
+            return photo_box(self.attnet, photo, self.config)
+        if self.config.fixed_box == "centre":
+            return widened(centre_box(1), self.config.crop_margin)[0]
+        return torch.tensor(WHOLE_IMAGE)
 
     def end_to_end(self) -> EndToEndModel:
         """The network. Raises ValueError where it is that of another system of Table 3."""
@@ -77,7 +106,7 @@ class Recogniser:
         found = []
         if self.epochs_done < self.config.epochs:
             found.append(f"The training is not finished: epoch {self.epochs_done} of {self.config.epochs}.")
-        if not self.model.localise:
+        if not self.model.localise and self.config.fixed_box == "none":
             found.append("This system does not localise: every box is the whole photo.")
         return found
 

@@ -7,13 +7,18 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from fgvclib.config import Config
-from fgvclib.data.pixels import to_square
+from fgvclib.data.pixels import WHOLE, Crop, to_square
 from fgvclib.model.backbones import normalisation
 
 
-def to_input(photo: Image.Image, config: Config) -> Tensor:
-    """An RGB photo of any size → what the system gets of it at test time: a normalised square (3, S, S)."""
-    return colour_transform(config, augment=False)(to_square(photo, config.image_size))
+def to_input(photo: Image.Image, config: Config, crop: Crop = WHOLE) -> Tensor:
+    """An RGB photo of any size → what the system gets of it at test time: a normalised square (3, S, S).
+
+    `crop` is the part that `fixed_box` leaves of it, cut as `PhotoDataset` does.
+    """
+    size = config.image_size
+    source = photo if config.fixed_box == "attnet" else to_square(photo, size)
+    return colour_transform(config, augment=False)(to_square(source, size, crop))
 
 
 def geometric_augmentation(config: Config) -> v2.Transform:

@@ -34,8 +34,13 @@ def with_fixed_boxes(splits: Splits, config: Config) -> Splits:
 
 
 def _with_crop(photos: pd.DataFrame, config: Config, component: Tensor | None) -> pd.DataFrame:
-    theta = widen(box_to_theta(_boxes(photos, config, component)), config.crop_margin)
-    return photos.assign(**dict(zip(CROP, theta_to_box(theta).clamp(0, 1).numpy().T, strict=True)))
+    boxes = widened(_boxes(photos, config, component), config.crop_margin)
+    return photos.assign(**dict(zip(CROP, boxes.numpy().T, strict=True)))
+
+
+def widened(boxes: Tensor, margin: float) -> Tensor:
+    """Boxes (N, 4) in [0, 1] → wider and higher by the share `margin`, cut at the photo."""
+    return theta_to_box(widen(box_to_theta(boxes), margin)).clamp(0, 1)
 
 
 def _boxes(photos: pd.DataFrame, config: Config, component: Tensor | None) -> Tensor:

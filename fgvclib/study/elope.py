@@ -14,9 +14,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from fgvclib.config import PAPER, Config
+from fgvclib.data.augment import to_input
 from fgvclib.data.index import CROP
 from fgvclib.data.loaders import evaluation_loader, training_loader
 from fgvclib.data.pixels import photo_size
@@ -27,7 +29,7 @@ from fgvclib.model.geometry import WHOLE_IMAGE, target_box
 from fgvclib.model.system import build_attnet
 from fgvclib.study.bounds import BASELINE
 from fgvclib.study.table2 import ROWS
-from fgvclib.training.checkpoints import load_checkpoint, save_checkpoint, weights_checksum
+from fgvclib.training.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint, weights_checksum
 from fgvclib.training.identity import run_identity
 from fgvclib.training.loop import train_on_maps
 from fgvclib.training.runs import ATTNET, Run, move_aside, training_lock
@@ -108,6 +110,27 @@ def find_boxes(attnet: AttNet, photos: pd.DataFrame, config: Config) -> Tensor:
             boxes.append(target_box(attnet(batch["image"].to(device)), config).cpu())
     sizes = [photo_size(path, config.cut_bottom) for path in photos["path"]]
     return whole_where_short(torch.cat(boxes), torch.tensor(sizes).view(-1, 2))
+
+
+def load_attnet(folder: Path, config: Config) -> AttNet:
+    """(b) from the folder of a run, in evaluation mode. Raises ValueError where it is missing or does not fit."""
+    path = folder / ATTNET
+    if not path.exists():
+        raise ValueError(f"{path} is missing, the AttNet that finds this run's boxes; copy it beside the checkpoint.")
+    attnet = build_attnet(config, pretrained=False)
+    try:
+        attnet.load_state_dict(read_checkpoint(path)["model"])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is not the AttNet of the checkpoint beside it; copy both from one run.") from error
+    return attnet.eval()
+
+
+@torch.no_grad()
+def photo_box(attnet: AttNet, photo: Image.Image, config: Config) -> Tensor:
+    """An RGB photo → the box (4,) in [0, 1] that `find_boxes` finds in it."""
+    image = to_input(photo, replace(config, image_size=attnet.input_size))
+    attention = attnet(image.unsqueeze(0).to(next(attnet.parameters()).device))
+    return whole_where_short(target_box(attention, config).cpu(), torch.tensor([photo.size]))[0]
 
 
 def whole_where_short(boxes: Tensor, sizes: Tensor) -> Tensor:
