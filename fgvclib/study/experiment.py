@@ -16,7 +16,7 @@ from fgvclib.study.bounds import BASELINE, BOUNDS
 from fgvclib.study.elope import ELOPE, elope_values, has_boxes, with_attnet_boxes
 from fgvclib.study.table2 import ROWS
 from fgvclib.systems import SYSTEMS
-from fgvclib.training.runs import Run, load_run, train_or_load
+from fgvclib.training.runs import Run, load_run, train_or_load, train_unscored
 from fgvclib.utils.device import device_name
 from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
 from fgvclib.utils.literal import literal
@@ -68,8 +68,12 @@ class Experiment:
             raise ValueError(f"{row!r} is not a row; the rows are {', '.join(rows)}, and {SETTING_2!r}.")
         return replace(self.config, **rows[row])
 
-    def run(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run:
+    def run(
+        self, row: str, seed: int | None = None, announce: Callable[[str], None] = print, scored: bool = True
+    ) -> Run:
         """The run of a row with a seed (the first one where none is given), trained if it is not there yet.
+
+        With `scored` False the test split is not looked at: see `runs.train_unscored`.
 
         "ELoPE" takes its boxes from the row "Baseline" with that seed, which is trained first.
         """
@@ -77,7 +81,8 @@ class Experiment:
         first = row == ELOPE and (self.has_run(BASELINE, seed) or not has_boxes(folder))
         baseline = self.run(BASELINE, seed, announce) if first else None
         splits = self._splits_of(row, seed, folder, baseline, announce)
-        return train_or_load(self.row_config(row), splits, seed, folder, announce)
+        train = train_or_load if scored else train_unscored
+        return train(self.row_config(row), splits, seed, folder, announce)
 
     def trained(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run:
         """`run`, but what is not trained here yet is taken from the committed runs, where they have it.

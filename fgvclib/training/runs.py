@@ -114,6 +114,22 @@ def train_or_load(
     return run
 
 
+def train_unscored(
+    config: Config, splits: Splits, seed: int, folder: Path, announce: Callable[[str], None] = print
+) -> Run:
+    """As `train_or_load`, but the test split is not looked at: for what is chosen on the validation part.
+
+    A run that was not finished before has a history afterwards, but no scores; `train_or_load` adds them without
+    training again.
+    """
+    run = load_run(config, splits, seed, folder, announce)
+    if run is None:
+        run = Run(Path(folder), config, seed, splits)
+        with training_lock(run.folder, announce):
+            _train(run, announce)
+    return run
+
+
 def load_run(
     config: Config, splits: Splits, seed: int, folder: Path, announce: Callable[[str], None] = print
 ) -> Run | None:

@@ -1,0 +1,80 @@
+"""The search that every system gets alike: a third, once and three times the profile's learning rate, one seed.
+
+    python benchmarks/rates.py finetune mmal End-to-end --profile cpu --dataset synthbirds --seed 0
+
+A training is that of `fgvc train --set learning_rate=…`, in the same folder: what is there is not trained again, and an
+interrupted search goes on where it stopped. The test split is not looked at. `rates.csv`, in the results folder of the
+profile, has a line for each system, rate and seed: the best validation accuracy in [0, 1], the first epoch that had it,
+and the accuracy after the last epoch, with whose weights a run is scored.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import pandas as pd
+
+from fgvclib.config import DATASETS, PROFILES
+from fgvclib.study.experiment import Experiment
+from fgvclib.utils.literal import literal
+
+FACTORS = (1 / 3, 1, 3)
+KEYS = ["system", "learning_rate", "seed"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+", help="rows of Table 2, or systems of Table 3")
+    parser.add_argument("--profile", choices=PROFILES, default="cpu")
+    parser.add_argument("--dataset", choices=DATASETS, default="synthbirds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a configuration value")
+    options = parser.parse_args()
+    overrides = {key: literal(text) for key, _, text in (item.partition("=") for item in options.set)}
+    try:
+        table = search(options.systems, options.profile, options.dataset, options.seed, overrides)
+    except ValueError as error:
+        parser.error(str(error))
+    print(table.to_string(index=False))
+
+
+def search(
+    systems: list[str],
+    profile: str,
+    dataset: str,
+    seed: int,
+    overrides: dict | None = None,
+    announce: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Train what is missing, and write and return `rates.csv`, which keeps the lines of other systems and seeds.
+
+    Raises ValueError for names and values that do not exist, and where no validation part is set aside.
+    """
+    base = Experiment(profile, dataset, seed, overrides)
+    for system in systems:
+        base.row_config(system)  # refuses a name that is none before anything is trained
+    if not len(base.splits.validation):
+        raise ValueError(f"The {profile} profile sets no validation part aside; give --set validation_fraction=0.1.")
+    path = base.folder / "rates.csv"
+    for system in systems:
+        for rate in rates(base.config.learning_rate):
+            experiment = Experiment(profile, dataset, seed, (overrides or {}) | {"learning_rate": rate})
+            history = experiment.run(system, seed, announce, scored=False).history
+            row = pd.DataFrame([dict(zip(KEYS, (system, rate, seed), strict=True)) | best(history)])
+            table = pd.concat([pd.read_csv(path), row]) if path.exists() else row
+            base.save_table(table.drop_duplicates(KEYS, keep="last").sort_values(KEYS), "rates")
+    return pd.read_csv(path)
+
+
+def rates(common: float) -> list[float]:
+    """The three learning rates, with three digits, so that `--set learning_rate=0.00333` names the same folder."""
+    return [common if factor == 1 else float(f"{common * factor:.3g}") for factor in FACTORS]
+
+
+def best(history: pd.DataFrame) -> dict[str, float]:
+    """The best validation accuracy, the first epoch that had it, and the accuracy after the last epoch."""
+    accuracy = history.set_index("epoch")["validation_accuracy"]
+    return {"best_accuracy": accuracy.max(), "epoch": int(accuracy.idxmax()), "last_accuracy": accuracy.iloc[-1]}
+
+
+if __name__ == "__main__":
+    main()

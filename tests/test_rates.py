@@ -1,0 +1,91 @@
+"""The search for a learning rate: three for every system, on the validation part, each trained once."""
+
+import csv
+import runpy
+import sys
+
+import pandas as pd
+import pytest
+
+from fgvclib.config import PROJECT, load_config, results_folder
+from fgvclib.study.experiment import Experiment
+from fgvclib.training import loop, runs
+
+rates = runpy.run_path(PROJECT / "benchmarks" / "rates.py")
+
+
+def fail(*args, **kwargs):
+    raise AssertionError("must not be called")
+
+
+@pytest.fixture
+def overrides(tiny, data_folder, tmp_path, monkeypatch):
+    """What makes the smoke profile tiny, with two epochs; results go to a folder of their own."""
+    monkeypatch.setenv("FGVC_DATA", str(data_folder))
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
+    return tiny.changes()
+
+
+def history(overrides, rate, system="finetune"):
+    folder = results_folder(load_config("smoke", "synthbirds", **overrides | {"learning_rate": rate}))
+    with (folder / "runs" / f"{system}-seed0" / "history.csv").open() as file:
+        return [float(line["validation_accuracy"]) for line in csv.DictReader(file)]
+
+
+def search(overrides, *systems):
+    return rates["search"](list(systems), "smoke", "synthbirds", 0, overrides, lambda text: None)
+
+
+def test_three_rates_are_trained_once_without_a_look_at_the_test_split(overrides, monkeypatch):
+    common = Experiment("smoke", "synthbirds", 0, overrides)
+    before = common.run("finetune").checkpoint.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_predict_test", fail)
+        table = search(overrides, "finetune")
+        assert common.run("finetune").checkpoint.stat().st_mtime_ns == before
+        assert table["learning_rate"].tolist() == [0.001, 0.003, 0.009]
+        for _, row in table.iterrows():
+            accuracy = history(overrides, row["learning_rate"])
+            assert len(accuracy) == 2 and row["seed"] == 0
+            assert row["best_accuracy"] == pytest.approx(max(accuracy)) == pytest.approx(accuracy[row["epoch"] - 1])
+            assert row["last_accuracy"] == pytest.approx(accuracy[-1])
+        patch.setattr(loop, "train_one_epoch", fail)
+        assert search(overrides, "finetune").equals(table)
+    with monkeypatch.context() as patch:  # the scores come later, without training
+        patch.setattr(loop, "train_one_epoch", fail)
+        other = Experiment("smoke", "synthbirds", 0, overrides | {"learning_rate": 0.001})
+        assert not other.has_run("finetune") and other.run("finetune").metrics["accuracy"] >= 0
+
+
+def test_lines_of_other_systems_stay(overrides):
+    overrides |= {"epochs": 1}
+    folder = results_folder(load_config("smoke", "synthbirds", **overrides))
+    folder.mkdir(parents=True)
+    kept = {"system": "dcl", "learning_rate": 0.003, "seed": 0, "best_accuracy": 0.5, "epoch": 1, "last_accuracy": 0.5}
+    pd.DataFrame([kept, kept | {"system": "finetune", "best_accuracy": 7.0}]).to_csv(folder / "rates.csv", index=False)
+    table = search(overrides, "finetune")
+    assert table["system"].tolist() == ["dcl", *["finetune"] * 3]
+    assert table.iloc[0].to_dict() == kept and table["best_accuracy"].max() <= 1
+    assert pd.read_csv(folder / "rates.csv").equals(table)
+
+
+def test_first_of_equal_epochs_is_named():
+    found = rates["best"](pd.DataFrame({"epoch": [1, 2, 3, 4], "validation_accuracy": [0.2, 0.6, 0.6, 0.4]}))
+    assert found == {"best_accuracy": 0.6, "epoch": 2, "last_accuracy": 0.4}
+
+
+def test_rates_are_a_third_and_three_times_the_profiles():
+    assert rates["rates"](0.01) == [0.00333, 0.01, 0.03] and rates["rates"](0.12345)[1] == 0.12345
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [(["nobody"], "'nobody' is not a row"), (["finetune", "--set", "validation_fraction=0"], "no validation part")],
+)
+def test_what_cannot_be_searched_is_told_before_anything_is_trained(overrides, arguments, told, monkeypatch, capsys):
+    options = [text for key, value in overrides.items() for text in ("--set", f"{key}={value}")]
+    monkeypatch.setattr(runs, "train", fail)
+    monkeypatch.setattr(sys, "argv", ["rates.py", "--profile", "smoke", *options, *arguments])
+    with pytest.raises(SystemExit) as end:
+        rates["main"]()
+    assert end.value.code == 2 and told in capsys.readouterr().err
