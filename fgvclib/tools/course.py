@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from fgvclib.tools.kernels import NOTEBOOKS, own_kernel
+from fgvclib.tools.kernels import NOTEBOOKS, WITHOUT_GRAMMAR, own_kernel
 from fgvclib.tools.runner import START_SECONDS
 from fgvclib.utils.files import atomic_path
 from fgvclib.utils.progress import HEADLESS
@@ -32,13 +32,14 @@ BLANKS = {"code": "...  # your code", "markdown": "*Your answer:*"}
 _BLOCK = re.compile(r"^(?P<indent> *)(?:#|<!--) BEGIN SOLUTION.*?END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL)
 
 # A kernel of its own, so that submissions neither see each other nor end the marking.
-_EXECUTE = """
+_EXECUTE = f"""
+{WITHOUT_GRAMMAR}
 import sys, nbclient, nbformat
 source, folder, cell_seconds, start_seconds = sys.argv[1:]
 notebook = nbformat.read(source, 4)
 client = nbclient.NotebookClient(
     notebook, timeout=int(cell_seconds), startup_timeout=int(start_seconds), interrupt_on_timeout=True,
-    allow_errors=True, kernel_name="python3", resources={"metadata": {"path": folder}},
+    allow_errors=True, kernel_name="python3", resources={{"metadata": {{"path": folder}}}},
 )
 try:
     client.execute()

@@ -12,6 +12,8 @@ from pathlib import Path
 from fgvclib.config import PROJECT, data_root, folder_root, results_root
 
 NOTEBOOKS = PROJECT / "notebooks"
+# Before nbformat is imported: it would build a grammar of IRIs, a second of every start, and here it checks none.
+WITHOUT_GRAMMAR = "import sys; sys.modules['rfc3987_syntax'] = None"
 UPLOADS = {"websocket_max_message_size": 100 * 2**20}  # bytes; a photo of a phone is beyond the default, 10 MiB
 
 

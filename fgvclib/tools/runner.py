@@ -23,7 +23,7 @@ from typing import Any
 
 from fgvclib.config import SMALL_CROP, Config, load_config, results_folder
 from fgvclib.tools import manifest
-from fgvclib.tools.kernels import NOTEBOOKS, own_kernel
+from fgvclib.tools.kernels import NOTEBOOKS, WITHOUT_GRAMMAR, own_kernel
 from fgvclib.utils.files import atomic_path, lock_path, locked
 from fgvclib.utils.progress import HEADLESS
 from fgvclib.utils.provenance import library_hash
@@ -43,6 +43,7 @@ import json, os, sys, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 """
 CHILD = f"""{END_WITH_PARENT}
+{WITHOUT_GRAMMAR}
 import nbclient.exceptions, papermill.exceptions
 try:
     papermill.execute_notebook(**json.loads(sys.argv[1]), stdout_file=sys.stdout, stderr_file=sys.stderr)
