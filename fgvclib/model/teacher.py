@@ -1,7 +1,7 @@
 """The teacher pass: the attention map M that supervises AttNet and AffNet (paper, section 2; training only)."""
 
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -105,16 +105,24 @@ class Teacher(nn.Module):
 
     def _fixed(self) -> nn.Module:
         if self.fixed is None:
-            self.fixed = _without_state(self._network(pretrained=True).to(memory_format=torch.channels_last))
+            network = _network(self.backbone, self.output_stride, self.layer, pretrained=True)
+            self.fixed = _without_state(network.to(memory_format=torch.channels_last))
         return self.fixed
 
-    @cached_property
-    def _skeleton(self) -> nn.Module:  # cached beside the sub-modules: it has no weights to move or to save
-        with torch.device("meta"):  # the architecture alone: the weights are the live network's
-            return self._network(pretrained=False)
+    @property
+    def _skeleton(self) -> nn.Module:
+        return _skeleton(self.backbone, self.output_stride, self.layer)
 
-    def _network(self, pretrained: bool) -> nn.Module:
-        return _Features(create_backbone(self.backbone, pretrained, self.output_stride), self.layer).eval()
+
+def _network(backbone: str, output_stride: int, layer: str, pretrained: bool) -> nn.Module:
+    return _Features(create_backbone(backbone, pretrained, output_stride), layer).eval()
+
+
+@cache  # making one takes as long as a training step of small photos
+def _skeleton(backbone: str, output_stride: int, layer: str) -> nn.Module:
+    """The architecture alone, for all live teachers of its kind: the weights are the live network's."""
+    with torch.device("meta"):
+        return _network(backbone, output_stride, layer, pretrained=False)
 
 
 def _without_state(network: nn.Module) -> nn.Module:
