@@ -401,18 +401,37 @@ def course_data(tmp_path_factory):
         yield
 
 
+def executed_in_one_kernel(paths) -> dict:
+    """Path → its notebook as marking executes it. The kernel forgets all names before each: to start one takes long."""
+    sources = [course._with_original_checks(path) for path in paths]
+    together = nbformat.v4.new_notebook(metadata=sources[0].metadata)
+    for source in sources:
+        together.cells += [nbformat.v4.new_code_cell("%reset -f"), *source.cells]
+    cells = iter(course._execute(together).cells)
+    for source in sources:
+        next(cells)
+        source.cells = [next(cells) for _ in source.cells]
+    return dict(zip(paths, sources, strict=True))
+
+
+@pytest.fixture(scope="module")
+def executed(course_data):
+    return executed_in_one_kernel(INSTRUCTOR) | executed_in_one_kernel([course.STUDENT / p.name for p in INSTRUCTOR])
+
+
 @pytest.mark.parametrize("path", INSTRUCTOR, ids=lambda path: path.stem)
-def test_the_instructors_answers_are_right_and_the_blanks_are_not(path, course_data, monkeypatch):
-    executed = []
-    monkeypatch.setattr(
-        course, "_execute", lambda source, run=course._execute: executed.append(run(source)) or executed[-1]
-    )
-    solved, blank = course.grade(path), course.grade(course.STUDENT / path.name)
+def test_the_instructors_answers_are_right_and_the_blanks_are_not(path, executed, monkeypatch):
+    student = course.STUDENT / path.name
+    monkeypatch.setattr(course, "_execute", lambda source: executed[path])
+    solved = course.grade(path)
+    monkeypatch.setattr(course, "_execute", lambda source: executed[student])
+    blank = course.grade(student)
     assert list(solved) == list(blank) == EXERCISES[path.stem]
     assert all(verdict["passed"] for verdict in solved.values()), solved
     for verdict in blank.values():
         assert not verdict["passed"] and "Fill in the blank" in verdict["message"]
-    for cell in (cell for notebook in executed for cell in notebook.cells if cell.cell_type == "code"):
+    both = executed[path].cells + executed[student].cells
+    for cell in (cell for cell in both if cell.cell_type == "code"):
         errors = [output for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"]
         assert not errors, (cell.source, errors)
 
