@@ -10,13 +10,18 @@ import pytest
 import synthbirds
 from fgvclib.config import load_config
 
-# Two files are tested at a time: the kernels and commands that tests start share the cores, too.
+# Several files are tested at a time: the kernels and commands that tests start share the cores, too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# What takes a minute or more, much of it spent waiting for kernels, servers and processes; the longest first.
+LONG = ("notebooks", "notebooks_without_boxes", "browser", "runner", "course", "systems", "parallel", "faults", "book")
+
+
 def pytest_collection_modifyitems(items):
-    """The notebooks first: they take as long as all else, which the second process does meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """Long files first: the others fill the time in which these wait, and none is left to run alone at the end."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
 def pytest_collection_finish():
