@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fgvclib.config import load_config
+from fgvclib.model.geometry import attention_to_box, box_to_theta
 from fgvclib.study import table1
 
 MAPS = {"train": torch.rand(12, 1, 14, 14), "test": torch.rand(6, 1, 14, 14)}
@@ -55,3 +57,33 @@ def test_row_without_training_has_parameters_and_runtime_alone(monkeypatch):
     row, scores = table1.evaluate_contestant(contestants()["ResNet-50 + prep."], MAPS, 0.3)
     assert row["parameters"] == 23_516_229 and row["runtime_ms_batch1"] > 0 and row["seeds"] == "not trained here"
     assert all(np.isnan(value) for name, value in row.items() if name.startswith(("sl1", "iou"))) and scores.empty
+
+
+def test_shifts_move_every_cell_and_fill_with_the_minimum():
+    maps = torch.rand(3, 1, 5, 5)
+    found = table1.shifts(maps)
+    for b, i, j in np.ndindex(3, 3, 3):
+        expected = np.full((5, 5), maps[b].min())
+        for row, column in np.ndindex(5, 5):
+            if 0 <= row + i - 1 < 5 and 0 <= column + j - 1 < 5:
+                expected[row, column] = maps[b, 0, row + i - 1, column + j - 1]
+        np.testing.assert_allclose(found[b, i, j, 0], expected, atol=1e-6)
+
+
+def test_fit_takes_the_steps_of_a_plain_loop_over_shifted_maps():
+    torch.manual_seed(0)
+    network, other = table1.FFNN(14), table1.FFNN(14)
+    other.load_state_dict(network.state_dict())
+    maps, generator = table1.symmetries(MAPS["train"]), torch.Generator().manual_seed(4)
+    optimiser = torch.optim.Adam(other.parameters(), 1e-3, betas=(0.9, 0.95))
+    losses = []
+    for rate in (1e-3, 7.5e-4, 2.5e-4):  # half a cosine over three steps
+        optimiser.param_groups[0]["lr"] = rate
+        other.train(len(losses) < 1.5)
+        batch = table1.shifted(maps[torch.randint(len(maps), (8,), generator=generator)], generator)
+        loss = F.smooth_l1_loss(other(batch), box_to_theta(attention_to_box(batch, 0.3)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert table1.fit(network, MAPS["train"], 3, 0.3, 8, 1e-3, seed=4) == pytest.approx(losses, rel=1e-4)

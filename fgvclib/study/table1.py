@@ -39,6 +39,7 @@ BATCH_SIZE = 256
 RESNET_BATCH_SIZE = 32  # a ResNet's step costs many times that of the others
 LEARNING_RATE = 1e-2
 RESNET_LEARNING_RATE = 1e-3
+TARGETS_AT_ONCE = 8192  # maps whose boxes are found together, for memory
 LARGE_BATCH = 64  # for the second runtime column
 CONTENDERS = {"FFNN": FFNN, "ResNet-S": ResNetS, "ResNet-50": ResNet50, "AffNet": AffNet}
 
@@ -86,16 +87,18 @@ def fit(
     BatchNorm works with its running statistics in the second half: the noise of batch statistics, small as it is, is
     larger than the error that IoU > 0.95 allows.
     """
-    maps = symmetries(maps)
+    moves = shifts(symmetries(maps)).flatten(0, 2)  # (9 * 8 N, 1, n, n), whose boxes are found once, not in every step
+    targets = torch.cat([box_to_theta(attention_to_box(part, threshold)) for part in moves.split(TARGETS_AT_ONCE)])
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(network.parameters(), learning_rate, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     losses = []
     for step in progress(range(steps), type(network).__name__):
         network.train(step < steps / 2)
-        drawn = torch.randint(len(maps), (batch_size,), generator=generator).to(maps.device)
-        batch = shifted(maps[drawn], generator)
-        loss = F.smooth_l1_loss(network(batch), box_to_theta(attention_to_box(batch, threshold)))
+        drawn = torch.randint(len(moves) // 9, (batch_size,), generator=generator)
+        down, right = torch.randint(3, (2, batch_size), generator=generator)
+        picked = (9 * drawn + 3 * down + right).to(moves.device)
+        loss = F.smooth_l1_loss(network(moves[picked]), targets[picked])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -110,13 +113,21 @@ def symmetries(maps: Tensor) -> Tensor:
     return torch.cat([turned, turned.flip(3)])
 
 
-def shifted(maps: Tensor, generator: torch.Generator) -> Tensor:
-    """Every map moved by -1, 0 or 1 cell along each axis; the cells that come in hold the map's minimum."""
+def shifts(maps: Tensor) -> Tensor:
+    """Maps (B, 1, n, n) → (B, 3, 3, 1, n, n): every map moved by 1, 0 or -1 cell down, then by as many right.
+
+    The cells that come in hold the map's minimum.
+    """
     n = maps.shape[-1]
     low = maps.amin(dim=(2, 3), keepdim=True)
     windows = F.pad(maps - low, (1, 1, 1, 1)).unfold(2, n, 1).unfold(3, n, 1)  # (B, 1, 3, 3, n, n)
+    return (windows + low[..., None, None]).permute(0, 2, 3, 1, 4, 5)
+
+
+def shifted(maps: Tensor, generator: torch.Generator) -> Tensor:
+    """Every map (B, 1, n, n) moved at random by -1, 0 or 1 cell along each axis, as `shifts` does."""
     down, right = torch.randint(3, (2, len(maps)), generator=generator).to(maps.device)
-    return windows[torch.arange(len(maps), device=maps.device), :, down, right] + low
+    return shifts(maps)[torch.arange(len(maps), device=maps.device), down, right]
 
 
 @torch.no_grad()
