@@ -107,7 +107,6 @@ def test_baseline_has_no_box_to_show(tiny, tmp_path):
 
 
 def test_without_npm_a_sentence_says_what_to_install(checkpoint, tmp_path, monkeypatch):
-    pytest.importorskip("onnxscript")
     monkeypatch.setattr("fgvclib.apps.page.shutil.which", lambda name: None)
     with pytest.raises(OSError, match="install Node.js"):
         export_page(checkpoint, tmp_path / "page")

@@ -63,6 +63,7 @@ def export_page(checkpoint: Path, folder: Path) -> Path:
     if not model.localise:
         raise ValueError("This model was built without localisation (the baseline): there is no box to show.")
     folder.mkdir(parents=True, exist_ok=True)
+    _fetch_runtime(folder)  # first: the exports take longer, and this may fail
     images, theta = torch.zeros(1, 3, config.image_size, config.image_size), torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     parts = {
         "locate": (_Locate(model), {"images": images, "tau": torch.tensor([0.3])}, ["attention", "mask", "theta"]),
@@ -85,7 +86,6 @@ def export_page(checkpoint: Path, folder: Path) -> Path:
     write_json(folder / "system.json", about)
     with as_file(files("fgvclib.apps") / "browser") as template:
         shutil.copytree(template, folder, dirs_exist_ok=True)
-    _fetch_runtime(folder)
     return folder / "index.html"
 
 
