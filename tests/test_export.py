@@ -17,8 +17,11 @@ from fgvclib.training.checkpoints import save_checkpoint
 
 @pytest.fixture(scope="module")
 def config(tiny):
-    """Photos larger than AttNet's 64 pixels, so that the low-pass filtered resize is exported, too."""
-    return replace(tiny, image_size=96)
+    """Photos larger than AttNet's 64 pixels, so that the low-pass filtered resize is exported, too.
+
+    The networks have five blocks, as every layer takes the exporter long; `test_page.py` exports the usual ones.
+    """
+    return replace(tiny, image_size=96, backbone="test_efficientnet", attnet_backbone="test_efficientnet")
 
 
 @pytest.fixture(scope="module")
