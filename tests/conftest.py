@@ -14,8 +14,18 @@ from fgvclib.config import load_config
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# What takes a minute or more, much of it spent waiting for kernels, servers and processes; the longest first.
-LONG = ("notebooks", "notebooks_without_boxes", "browser", "runner", "course", "systems", "parallel", "faults", "book")
+# What takes half a minute or more, much of it spent waiting for kernels, servers and processes; the longest first.
+LONG = (
+    "notebooks",
+    "runner",
+    "browser",
+    "notebooks_without_boxes",
+    "course",
+    "parallel",
+    "systems",
+    "faults",
+    "trainings",
+)
 
 
 def pytest_collection_modifyitems(items):
