@@ -347,10 +347,9 @@ def test_damaged_metrics_are_refused_with_a_sentence(tiny, splits, copy):
         train_or_load(tiny, splits, 0, copy)
 
 
-def test_run_is_reused_when_only_table_1_would_be_trained_longer(tiny, splits, tmp_path):
-    train_or_load(tiny, splits, 0, tmp_path / "run")
+def test_run_is_reused_when_only_table_1_would_be_trained_longer(tiny, splits, copy):
     longer = replace(tiny, table1_steps=tiny.table1_steps + 1)
-    train_or_load(longer, splits, 0, tmp_path / "run", announce=pytest.fail)
+    train_or_load(longer, splits, 0, copy, announce=pytest.fail)
 
 
 # --- other processes, interruption, leftovers
