@@ -11,6 +11,7 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from textwrap import indent
 
 import nbformat
 import psutil
@@ -600,9 +601,9 @@ def stand_in(notebooks, monkeypatch, tmp_path):
     return tmp_path / "results"
 
 
-def test_trainings_run_beside_notebooks_until_one_measures(notebooks, stand_in, capfd):
+def test_trainings_run_beside_notebooks_until_one_reads_all_runs(notebooks, stand_in, capfd):
     write(notebooks, "02_trains", SAY_THREADS + "(folder.parent / 'enough').touch()")
-    write(notebooks, "03_measures", SAY_THREADS)
+    write(notebooks, "05_reads", SAY_THREADS)
     runner.run_all("smoke", "synthbirds", [0, 1], {"learning_rate": 0.01})
     asked = "train --profile smoke --dataset synthbirds --seeds 0,1 --set learning_rate=0.01"
     assert read_json(stand_in / "asked") == asked.split()
@@ -613,6 +614,23 @@ def test_trainings_run_beside_notebooks_until_one_measures(notebooks, stand_in, 
     (stand_in / "asked").unlink()
     runner.run_all("smoke", "synthbirds", [0, 1], {"learning_rate": 0.01})  # done
     assert not (stand_in / "asked").exists()
+
+
+def test_a_notebook_measures_when_the_trainings_beside_it_have_ended(notebooks, stand_in, monkeypatch):
+    """Notebook 03 runs beside them, as the last, and waits where it is about to measure."""
+    locking = "from fgvclib.utils.files import BUSY, locked\nwith locked(os.environ[BUSY]):\n"
+    beginning, end = TRAININGS.split("try:", 1)
+    ends = "    (folder / 'ended').touch()\n"
+    monkeypatch.setattr(runner, "TRAININGS", beginning + locking + indent("try:" + end, "    ") + ends)
+    asked = f"{FOLDER}\nimport time\nwhile not (folder.parent / 'asked').exists():\n    time.sleep(0.1)\n"
+    write(notebooks, "02_trains", asked)
+    write(notebooks, "03_measures", f"{FOLDER}\nfrom fgvclib.utils.files import wait_for_idle_machine\n"
+          "assert (folder.parent / 'last').exists() and not (folder.parent / 'ended').exists()\n"
+          "(folder.parent / 'enough').touch()\nwait_for_idle_machine()\n"
+          "assert (folder.parent / 'ended').exists()")  # fmt: skip
+    write(notebooks, "04_trains", f"{FOLDER}\n(folder.parent / 'last').touch()")
+    runner.run_all(*SMOKE)
+    assert runner.BUSY not in os.environ
 
 
 def test_failing_notebook_ends_the_trainings_beside_it(notebooks, stand_in):
@@ -636,6 +654,6 @@ def test_trainings_that_ignore_the_interrupt_are_killed(notebooks, stand_in, mon
 def test_failing_training_ends_the_notebooks_in_a_sentence(notebooks, stand_in, monkeypatch, capsys):
     monkeypatch.setattr(runner, "TRAININGS", "import sys\nsys.exit(1)")
     write(notebooks, "02_trains", "1")
-    write(notebooks, "03_measures", count("'measured'"))
+    write(notebooks, "05_reads", count("'read'"))
     assert main(["run", "all", "--profile", "smoke"]) == 1
     assert "A training failed for the reason above" in capsys.readouterr().err and counted() == []

@@ -31,7 +31,7 @@ from fgvclib.study.contenders import FFNN, ResNet50, ResNetS, SoftHull
 from fgvclib.study.paper import paper_table
 from fgvclib.training.evaluation import count_parameters
 from fgvclib.utils.device import default_device, on_default_device
-from fgvclib.utils.files import atomic_path
+from fgvclib.utils.files import atomic_path, wait_for_idle_machine
 from fgvclib.utils.progress import progress
 
 SHARPNESS = 1000.0  # of the table's rows (ours): close to the binary mask that the targets are computed from
@@ -218,8 +218,9 @@ def _contestant(name: str, preprocess: bool, sharpness: float, config: Config, s
 def evaluate_contestant(contestant: Contestant, maps: dict[str, Tensor], threshold: float) -> tuple[dict, pd.DataFrame]:
     """Train and score with every seed → the row of Table 1, and the per-map table of `score` of the first seed.
 
-    The row has means over the seeds, and `<score>_std`, NaN for a single one. What is not trained here has parameters
-    and runtimes alone: its scores are NaN, and its per-map table is empty.
+    The row has means over the seeds, and `<score>_std`, NaN for a single one. Its "runtimes" are a function that
+    measures them, for `table1` to call. What is not trained here has parameters and runtimes alone: its scores are NaN,
+    and its per-map table is empty.
     """
     device = default_device()
     test, tables = maps["test"].to(device), []
@@ -237,10 +238,15 @@ def evaluate_contestant(contestant: Contestant, maps: dict[str, Tensor], thresho
         "steps": contestant.steps,
         "batch_size": contestant.batch_size,
         "seeds": " ".join(str(seed) for seed in contestant.seeds) if contestant.steps else "not trained here",
-        "runtime_ms_batch1": runtime_ms(network, test[:1], contestant.runtime_s),
-        f"runtime_ms_batch{LARGE_BATCH}": runtime_ms(network, _repeat_to(test, LARGE_BATCH), contestant.runtime_s),
+        "runtimes": partial(_runtimes, network, test, contestant.runtime_s),
     }
     return row | _over_seeds(tables), tables[0] if tables else pd.DataFrame(columns=[*BOX, "sl1_error", "iou"])
+
+
+def _runtimes(network: AffineEstimator, maps: Tensor, budget_s: float) -> dict[str, float]:
+    """Milliseconds of a forward pass over one map and over many."""
+    batches = {1: maps[:1], LARGE_BATCH: _repeat_to(maps, LARGE_BATCH)}
+    return {f"runtime_ms_batch{count}": runtime_ms(network, batch, budget_s) for count, batch in batches.items()}
 
 
 def _over_seeds(tables: list[pd.DataFrame]) -> dict[str, float]:
@@ -260,9 +266,20 @@ def _repeat_to(maps: Tensor, count: int) -> Tensor:
 
 
 def table1(rows: list[dict]) -> pd.DataFrame:
-    """Rows of `evaluate_contestant` → Table 1, with the paper's columns beside ours where the paper has the row."""
+    """Rows of `evaluate_contestant` → Table 1, with the paper's columns beside ours where the paper has the row.
+
+    Measures the runtimes, after the trainings that may run beside the notebook.
+    """
+    wait_for_idle_machine()
+    ours = [_measured(row) for row in rows]
     paper = paper_table(1).rename(columns={"sl1_error_e-3": "sl1_error"})
     paper["sl1_error"] *= 1e-3
     keys = ["model", "preprocess"]
     paper = paper.rename(columns={name: f"paper_{name}" for name in paper.columns if name not in keys})
-    return pd.DataFrame(rows).merge(paper, on=keys, how="left")
+    return pd.DataFrame(ours).merge(paper, on=keys, how="left")
+
+
+def _measured(row: dict) -> dict:
+    """The row with milliseconds in the place of the function that measures them."""
+    parts = (value() if name == "runtimes" else {name: value} for name, value in row.items())
+    return {name: value for part in parts for name, value in part.items()}

@@ -19,18 +19,20 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fgvclib.config import SMALL_CROP, Config, load_config, results_folder
 from fgvclib.tools import manifest
 from fgvclib.tools.kernels import NOTEBOOKS, WITHOUT_GRAMMAR, own_kernel
-from fgvclib.utils.files import atomic_path, lock_path, locked
+from fgvclib.utils.files import BUSY, atomic_path, lock_path, locked
 from fgvclib.utils.progress import HEADLESS
 from fgvclib.utils.provenance import library_hash
 
 COMPARISON, EXPLORER = "07", "09"
-MEASURES = "03"  # the first notebook that measures runtimes, for which the machine should be idle
 NEED_RUNS = ("02", "04", "05")  # notebooks that train what they do not find
+BESIDE = "04"  # the last notebook beside trainings; later ones read the runs of all rows and seeds
+MEASURES = "03"  # of those the last one executed: it waits for the trainings' end before it measures runtimes
 COMMON = ("profile", "dataset", "seeds", "overrides")  # parameters of every notebook
 THREADS = "OMP_NUM_THREADS"
 GRACE_SECONDS = 20  # for a stopped training to save
@@ -55,7 +57,9 @@ except nbclient.exceptions.DeadKernelError:
 TRAININGS = f"""{END_WITH_PARENT}
 sys.argv[0] = "fgvc"  # which trainings record as their command
 from fgvclib.tools.cli import main
-sys.exit(main())
+from fgvclib.utils.files import BUSY, locked
+with locked(os.environ[BUSY]):
+    sys.exit(main())
 """
 
 
@@ -364,9 +368,10 @@ def run_all(
     force: bool = False,
     until: str = "",
 ) -> Path:
-    """Execute all numbered notebooks in order, up to the number `until`, the results folder.
+    """Execute all numbered notebooks, up to the number `until` → the results folder.
 
-    A parameter goes to the notebooks that have it; ValueError if none does. `timeout`: minutes per notebook.
+    In order, but that notebook 03 comes after 04 where trainings run beside both. A parameter goes to the notebooks
+    that have it; ValueError if none does. `timeout`: minutes per notebook.
     """
     began = time.monotonic()
     chosen = [notebook for notebook in list_notebooks() if not until or notebook.stem[:2] <= until]
@@ -381,15 +386,21 @@ def run_all(
     folder, ran = jobs[0].folder, False
     needed = [job for job in jobs if job.notebook.stem.startswith(NEED_RUNS) and (force or not is_done(job))]
     side_by_side = needed and needed[0].config.crop_size <= SMALL_CROP
+    if side_by_side:
+        jobs.sort(key=lambda job: (_number(job) > BESIDE, _number(job) == MEASURES, _number(job)))
     with trainings_beside(needed[0], parameters) if side_by_side else nullcontext(lambda: None) as wait_for_trainings:
         for job in jobs:
-            if job.notebook.stem >= MEASURES:
+            if _number(job) > BESIDE:
                 wait_for_trainings()
             # The comparison reads what the others made.
             stale = ran and job.notebook.stem.startswith(COMPARISON)
             ran |= _run(job, timeout, force or stale)
     _say(f"Total: {(time.monotonic() - began) / 60:.1f} minutes.")
     return folder
+
+
+def _number(job: Job) -> str:
+    return job.notebook.stem[:2]
 
 
 @contextmanager
@@ -406,31 +417,34 @@ def trainings_beside(job: Job, parameters: dict[str, Any] | None) -> Iterator[Ca
         command += ["--set", f"{key}={json.dumps(value)}"]
     if rows := (parameters or {}).get("rows"):
         command += ["--rows", ",".join(rows)]
-    threads = os.environ.get(THREADS)
-    # In a session of its own, as the terminal's Ctrl-C shall come here alone, to be passed on once.
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    os.environ[THREADS] = "1"  # of kernels that share the cores with trainings
+    before = {name: os.environ.get(name) for name in (THREADS, BUSY)}
+    with TemporaryDirectory() as folder:
+        os.environ[BUSY] = str(Path(folder, "trainings.lock"))
+        # In a session of its own, as the terminal's Ctrl-C shall come here alone, to be passed on once.
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        os.environ[THREADS] = "1"  # of kernels that share the cores with trainings
 
-    def wait() -> None:
-        status = child.wait()
-        _set_threads(threads)
-        if status != 0:
-            raise TrainingsFailed("A training failed for the reason above; the same command goes on from there.")
+        def wait() -> None:
+            status = child.wait()
+            _restore(before)
+            if status != 0:
+                raise TrainingsFailed("A training failed for the reason above; the same command goes on from there.")
 
-    try:
-        yield wait
-    finally:
-        _set_threads(threads)
-        if child.poll() is None:
-            child.send_signal(signal.SIGINT)  # which it ignores where a shell started all of this in the background
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(GRACE_SECONDS)
-            child.kill()
-            child.wait()
-        child.stdin.close()
+        try:
+            yield wait
+        finally:
+            _restore(before)
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)  # which it ignores where a shell started all of this in the background
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(GRACE_SECONDS)
+                child.kill()
+                child.wait()
+            child.stdin.close()
 
 
-def _set_threads(count: str | None) -> None:
-    os.environ.pop(THREADS, None)
-    if count is not None:
-        os.environ[THREADS] = count
+def _restore(environment: dict[str, str | None]) -> None:
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

@@ -11,6 +11,7 @@ from secrets import token_hex
 from typing import Any
 
 LONGEST_SOCKET_NAME, SOCKET_NAME_ENDS = 103, 40  # bytes that macOS allows (Linux: 107), and what Python appends
+BUSY = "FGVC_BUSY"  # environment variable: the lock file that trainings beside a notebook hold until they end
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # of NFS, Lustre, FUSE
 
 
@@ -75,6 +76,13 @@ def locked(path: Path | str, if_taken: Callable[[], None] = lambda: None) -> Ite
         yield
     finally:
         lock.release()
+
+
+def wait_for_idle_machine() -> None:
+    """Wait for the end of the trainings that run beside this notebook, if any do: before a runtime is measured."""
+    if path := os.environ.get(BUSY):
+        with locked(path):
+            pass
 
 
 def keep_socket_names_short(worker: int) -> None:
