@@ -4,7 +4,6 @@ import os
 import socket
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,10 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fgvclib.model.losses import EmbeddingLoss
 from fgvclib.study import growth
 from fgvclib.systems import cal
-from fgvclib.training import loop, runs
+from fgvclib.training import loop
 from fgvclib.training.runs import train_or_load
-
-BACKBONE = "test_efficientnet"  # of timm: five blocks, an eighth of Lite0's work
 
 
 def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> None:
@@ -54,7 +51,6 @@ def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> 
         return value
 
     loop.progress, os.replace, EmbeddingLoss.forward = batches, renamed, embedding_loss
-    runs.train = partial(loop.train, pretrained=False)
     run = train_or_load(config, splits, 0, folder / "run", report["said"].append)
     os.replace = real_replace
     report |= {"history": run.history.to_dict("records"), "metrics": run.metrics}
@@ -99,8 +95,7 @@ def launch(splits, processes):
 @pytest.fixture(scope="module")
 def config(tiny):
     """Half the batch; the last test batch of the second process is not full, and 3 validation photos are odd."""
-    small = {"backbone": BACKBONE, "attnet_backbone": BACKBONE}
-    return replace(tiny, batch_size=2, warmup_epochs=0, theta_gradient_limit=0.1, **small)
+    return replace(tiny, batch_size=2, warmup_epochs=0, theta_gradient_limit=0.1)
 
 
 @pytest.fixture(scope="module")
