@@ -13,6 +13,7 @@ from fgvclib.data.photos import open_photo
 from fgvclib.model.system import build_model
 from fgvclib.tools import reference
 from fgvclib.training.checkpoints import save_checkpoint
+from fgvclib.training.runs import ATTNET
 
 PUBLISHED = PROJECT / "results" / "reference"
 
@@ -83,6 +84,12 @@ def cells(path):
 )
 def test_executed_copy_is_of_the_notebook_it_stands_beside(copy):
     assert cells(copy) == cells(PROJECT / "notebooks" / copy.name), "Execute it again, or remove the copy."
+
+
+@pytest.mark.parametrize("run", sorted(PUBLISHED.glob("*/runs/ELoPE-*")), ids=lambda run: f"{run.parts[-3]}-{run.name}")
+def test_committed_run_on_found_boxes_has_the_attnet_that_found_them(run):
+    """In a clone: what git ignores is not there."""
+    assert (run / ATTNET).exists()
 
 
 def test_shipped_weights_name_a_drawn_bird(tmp_path):
