@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fgvclib.config import PAPER
+from fgvclib.config import PAPER, PROFILES
 from fgvclib.data.fixed_boxes import with_fixed_boxes
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.loaders import PhotoDataset, colour_transform, evaluation_loader, training_loader
 from fgvclib.data.splits import Splits, load_splits, read_dataset
-from fgvclib.model.geometry import attention_to_box
+from fgvclib.model.geometry import IDENTITY_THETA, attention_to_box, crop, widen
 from fgvclib.model.system import build_model
 from fgvclib.study.bounds import BOUNDS, bounds_table
 from fgvclib.study.experiment import Experiment
@@ -115,6 +115,22 @@ def test_every_row_has_a_configuration():
     for name, values in BOUNDS.items():
         config = Experiment("smoke", "synthbirds").row_config(name)
         assert {key: getattr(config, key) for key in values} == values
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_classifier_alone_can_move_the_box_from_where_it_starts(profile):
+    config = Experiment(profile, "cub200").row_config("No local supervision")
+    theta = torch.tensor([IDENTITY_THETA]).repeat(2, 1).requires_grad_()
+    seen = crop(
+        torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), widen(theta, config.crop_margin), 16
+    )
+    seen[..., :8].square().sum().backward()
+    assert theta.grad.abs().min() > 0
+
+
+def test_row_without_the_classifiers_gradient_differs_in_that_alone():
+    config = Experiment("photos", "cub200").row_config("No gradient from the classifier")
+    assert config == replace(Experiment("photos", "cub200").row_config("End-to-end"), beta_aff=0.0)
 
 
 def test_papers_row_is_the_paper_profile_itself():

@@ -1,4 +1,4 @@
-"""Rows beside Table 2 (ours): how much a localisation could bring at most, and how much of it a row recovers."""
+"""Rows beside Table 2 (ours): how much a localisation could bring, how much a row recovers, and what from whom."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,6 +22,7 @@ PAPERS_KEYS = (
 BOUNDS: dict[str, dict] = {
     "Centre crop": {**ROWS[BASELINE], "fixed_box": "centre"},
     "Paper's losses and live teacher": {key: getattr(PAPER, key) for key in PAPERS_KEYS},
+    "No gradient from the classifier": {"beta_aff": 0.0},  # AttNet still hears L_aff, through AffNet
     "Teacher crop": {**ROWS[BASELINE], "fixed_box": "teacher", "teacher_weights": "imagenet"},
     ORACLE: {**ROWS[BASELINE], "fixed_box": "oracle"},
 }

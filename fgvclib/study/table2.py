@@ -11,7 +11,8 @@ _NO_LOCAL_LOSSES = {"lambda_att": 0.0, "lambda_aff": 0.0}
 
 ROWS: dict[str, dict[str, float]] = {
     "Baseline": {**_NO_LOCAL_LOSSES, "beta_att": 0.0, "beta_aff": 0.0},
-    "No local supervision": _NO_LOCAL_LOSSES,
+    # A margin is cut at the photo's edge. This row starts there, and the cut would let no gradient through.
+    "No local supervision": {**_NO_LOCAL_LOSSES, "crop_margin": 0.0},
     "No end-to-end": {"beta_att": 0.0, "beta_aff": 0.0},
     "No gradient from AffNet to AttNet": {"beta_att": 0.0},
     "End-to-end": {},
