@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgvclib.study.intervals import Difference, crossed_difference, paired_difference
+from fgvclib.study.intervals import Difference, crossed_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -25,12 +25,17 @@ FOLDERS = {  # rows of table3.csv whose runs have another name
     "End-to-end (setting 2)": "setting 2",
 }
 MADE_BY = ["dataset", "training_photos", "commit", "dirty", "device", "date", "command", "box_acc_mean"]
-PAIRS = {  # what is asked of Table 2: the first row minus the second
-    "Does localisation help?": ("End-to-end", "Baseline"),
+GAIN = ("End-to-end", "Baseline")
+QUESTIONS = {  # the first row minus the second
+    "Does localisation help?": GAIN,
     "Do the local losses alone help?": ("No end-to-end", "Baseline"),
-    "Does the classifier's gradient help?": ("End-to-end", "No end-to-end"),
-    "Does the gradient from AffNet into AttNet help?": ("End-to-end", "No gradient from AffNet to AttNet"),
     "Does a spatial transformer alone help?": ("No local supervision", "Baseline"),
+    "Do the gradients through the crop and AffNet help?": ("End-to-end", "No end-to-end"),
+    "Does the classifier's gradient help?": ("End-to-end", "No gradient from the classifier"),
+    "Does the gradient from AffNet into AttNet help?": ("End-to-end", "No gradient from AffNet to AttNet"),
+    "Does our recipe help?": ("End-to-end", "Paper's losses and live teacher"),
+    "Is it better than the middle of the photo?": ("End-to-end", "Centre crop"),
+    "How much better is the true box?": ("Oracle crop", "End-to-end"),
 }
 
 
@@ -63,34 +68,23 @@ def _between(text: str, mark: str, content: str) -> str:
 
 def headline() -> str:
     """What end-to-end gained over the whole photo, on real and on drawn birds, with its intervals."""
+    classes = _json(REFERENCE / BIRDS / "manifest.json")["configuration"]["num_classes"]
+    places = {ALL_BIRDS: "CUB-200-2011", BIRDS: f"its first {classes} classes", DRAWN: "the embedded drawn birds"}
     return (
         "**Measured here**, on a CPU, one thread a run, one classifier pass a photo; accuracy on test photos. "
-        f"{_headline_of_photos(ALL_BIRDS)} {_headline_of_photos(BIRDS)} {_headline_of_drawings()} "
-        "[All results](docs/results.md)."
+        + " ".join(_headline_of(name, place) for name, place in places.items())
+        + " [All results](docs/results.md)."
     )
 
 
-def _headline_of_photos(birds: str) -> str:
-    classes = _json(REFERENCE / birds / "manifest.json")["configuration"]["num_classes"]
-    gain, named = crossed(birds, *PAIRS["Does localisation help?"]), accuracies(birds)
-    seeds = _shared_seeds(named, "End-to-end", "Baseline")
-    whole, crop = (sum(named[row][seed] for seed in seeds) / len(seeds) for row in ("Baseline", "End-to-end"))
-    over = "over photos, one seed" if len(seeds) == 1 else f"over photos and {len(seeds)} seeds"
-    which = "CUB-200-2011" if classes == 200 else f"its first {classes} classes"
-    return f"On {which}: {crop:.1f} % with localisation, {whole:.1f} % without; {gain} points (95 % {over})."
-
-
-def _headline_of_drawings() -> str:
-    gain = difference(DRAWN, *PAIRS["Does localisation help?"])
-    named = {row: sum(seeds.values()) / len(seeds) for row, seeds in accuracies(DRAWN).items()}
-    seeds = len(accuracies(DRAWN)["End-to-end"])
-    apart = gain.told_apart and gain.mean > 0
-    verdict = "above the whole photo" if apart else "against the whole photo"
-    interval = f"95 % over {seeds} seeds" + ("" if gain.told_apart else ": not told apart")
-    return (
-        f"On the embedded drawn birds: {named['End-to-end']:.1f} % with, {named['Baseline']:.1f} % without; "
-        f"{gain.mean:+.1f} ± {gain.half_width:.1f} points {verdict} ({interval})."
-    )
+def _headline_of(name: str, place: str) -> str:
+    gain, named = difference(name, *GAIN), accuracies(name)
+    seeds = shared_seeds(named, *GAIN)
+    crop, whole = (sum(named[row][seed] for seed in seeds) / len(seeds) for row in GAIN)
+    over = "photos, one seed" if len(seeds) == 1 else f"photos and {len(seeds)} seeds"
+    over += "" if gain.told_apart else "; not told apart"
+    points = f"{gain.mean:+.1f} ± {gain.half_width:.1f} points (95 % over {over})"
+    return f"On {place}: {crop:.1f} % with localisation, {whole:.1f} % without; {points}."
 
 
 def _lessons() -> Iterable[str]:
@@ -140,15 +134,8 @@ def _row_name(folder: str) -> str:
 
 
 def difference(name: str, first: str, second: str) -> Difference:
-    """Accuracy of one row minus another's, in points, over the seeds that both have."""
-    runs = accuracies(name)
-    seeds = _shared_seeds(runs, first, second)
-    return paired_difference([runs[first][s] for s in seeds], [runs[second][s] for s in seeds])
-
-
-def crossed(name: str, first: str, second: str) -> Difference:
     """Accuracy of one row minus another's, in points, with its interval over test photos and the seeds both have."""
-    seeds = _shared_seeds(accuracies(name), first, second)
+    seeds = shared_seeds(accuracies(name), first, second)
     return crossed_difference(*(np.stack([_answers_of(name, row, seed) for seed in seeds]) for row in (first, second)))
 
 
@@ -158,7 +145,8 @@ def _answers_of(name: str, row: str, seed: int) -> np.ndarray:
     return 100.0 * (table["prediction"] == table["label"]).to_numpy()
 
 
-def _shared_seeds(runs: Mapping[str, Mapping], first: str, second: str) -> list[int]:
+def shared_seeds(runs: Mapping[str, Mapping], first: str, second: str) -> list[int]:
+    """Seeds of `accuracies` that both rows have."""
     return sorted(set(runs.get(first, {})) & set(runs.get(second, {})))
 
 
@@ -196,20 +184,25 @@ def _table2(name: str) -> Iterable[str]:
         for row in table.to_dict("records")
     ]
     yield markdown(rows)
-    yield from _answers(name, PAIRS)
+    yield from _answers(name)
     yield f"![Table 2: every seed](../results/reference/{name}/figures/05_table2.png)"
     yield f"![Gradients by sender](../results/reference/{name}/figures/05_gradients.png)"
 
 
-def _answers(name: str, pairs: Mapping[str, tuple[str, str]]) -> Iterable[str]:
+def _answers(name: str) -> Iterable[str]:
     runs = accuracies(name)
-    shared = {question: pair for question, pair in pairs.items() if _shared_seeds(runs, *pair)}
     rows = [
-        {"question": question, "difference": " − ".join(pair), "points, 95 %": str(difference(name, *pair))}
-        for question, pair in shared.items()
+        {
+            "question": question,
+            "difference": " − ".join(pair),
+            "seeds": " ".join(map(str, seeds)),
+            "points, 95 %": str(difference(name, *pair)),
+        }
+        for question, pair in QUESTIONS.items()
+        if (seeds := shared_seeds(runs, *pair))
     ]
-    if rows:
-        yield markdown(rows)
+    yield "Paired by photo and by seed; of one seed the interval is over photos alone, another seed may fall outside."
+    yield markdown(rows)
 
 
 def _table1(name: str) -> Iterable[str]:
@@ -236,7 +229,7 @@ def _table1(name: str) -> Iterable[str]:
     yield markdown(rows)
 
 
-def _bounds(name: str, by_seed: bool = True) -> Iterable[str]:
+def _bounds(name: str) -> Iterable[str]:
     path = REFERENCE / name / "bounds.csv"
     if not path.exists():
         return
@@ -255,8 +248,6 @@ def _bounds(name: str, by_seed: bool = True) -> Iterable[str]:
             for row in table.to_dict("records")
         ]
     )
-    if by_seed:
-        yield from _answers(name, {f"{row} above the whole photo?": (row, "Baseline") for row in table["row"][1:]})
 
 
 def _table3(name: str) -> Iterable[str]:
@@ -286,7 +277,7 @@ def _table3(name: str) -> Iterable[str]:
 
 
 def _gain(name: str, method: str) -> str:
-    return str(crossed(name, FOLDERS.get(method, method), "Baseline"))
+    return str(difference(name, FOLDERS.get(method, method), "Baseline"))
 
 
 def _real_birds() -> Iterable[str]:
@@ -305,20 +296,8 @@ def _real_birds() -> Iterable[str]:
 def _classifiers(birds: str) -> Iterable[str]:
     yield provenance(birds)
     yield from _boxes(birds)
-    yield from _bounds(birds, by_seed=False)
-    yield "Paired by photo and by seed; of one seed the interval is over photos alone."
-    rows = []
-    for pair in (*PAIRS.values(), ("End-to-end", "Centre crop"), ("Oracle crop", "End-to-end")):
-        seeds = _shared_seeds(accuracies(birds), *pair)
-        if seeds:
-            rows.append(
-                {
-                    "difference": " − ".join(pair),
-                    "seeds": " ".join(map(str, seeds)),
-                    "points, 95 %": str(crossed(birds, *pair)),
-                }
-            )
-    yield markdown(rows)
+    yield from _bounds(birds)
+    yield from _answers(birds)
     yield f"![From row to row](../results/reference/{birds}/figures/10_waterfall.png)"
 
 

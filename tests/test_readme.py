@@ -6,6 +6,7 @@ import re
 import pytest
 
 from fgvclib.config import PROJECT
+from fgvclib.study.intervals import Difference
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "data/README.md", "results/README.md"]
 DOCUMENTS += [str(path.relative_to(PROJECT)) for path in sorted((PROJECT / "docs").glob("*.md"))]
@@ -35,13 +36,17 @@ def test_readme_has_their_headline_and_every_lesson(report):
 
 
 def test_a_difference_whose_interval_holds_zero_is_not_called_a_gain(report, monkeypatch):
-    runs = {"End-to-end": {0: 70.0, 1: 60.0, 2: 75.0}, "Baseline": {0: 66.0, 1: 64.0, 2: 69.0}}
-    committed = report.accuracies
-    monkeypatch.setattr(report, "accuracies", lambda name: runs if name == report.DRAWN else committed(name))
-    drawn = report.headline().partition("drawn birds")[2]
-    assert "not told apart" in drawn and "above" not in drawn
-    runs["End-to-end"] = {0: 70.0, 1: 68.0, 2: 73.0}
-    assert "+4.0 ± 0.0 points above the whole photo" in report.headline()
+    monkeypatch.setattr(report, "difference", lambda name, *rows: Difference(4.0, 4.1))
+    assert report.headline().count("+4.0 ± 4.1 points") == report.headline().count("not told apart") == 3
+    monkeypatch.setattr(report, "difference", lambda name, *rows: Difference(4.0, 3.9))
+    assert "not told apart" not in report.headline()
+
+
+def test_difference_of_committed_rows_is_that_of_their_mean_accuracies(report):
+    runs = report.accuracies(report.DRAWN)
+    seeds = report.shared_seeds(runs, *report.GAIN)
+    crop, whole = (sum(runs[row][seed] for seed in seeds) / len(seeds) for row in report.GAIN)
+    assert report.difference(report.DRAWN, *report.GAIN).mean == pytest.approx(crop - whole)
 
 
 @pytest.mark.parametrize(("document", "link"), LINKS)
