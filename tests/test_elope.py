@@ -263,6 +263,13 @@ def test_finished_run_needs_no_baseline(copy, monkeypatch):
         copy.run("ELoPE")
 
 
+def test_a_baseline_without_its_weights_is_not_asked_for(copy, monkeypatch):
+    (copy.run_folder("Baseline") / "checkpoint.pt").unlink()  # as in a copy of the committed runs
+    monkeypatch.setattr(runs, "train", no_training)
+    assert copy.find("ELoPE").metrics["accuracy"] >= 0
+    assert copy.is_trained("ELoPE") and copy.has_run("Baseline") and not copy.is_trained("Baseline")
+
+
 def change_baseline(experiment, factor):
     path = experiment.run_folder("Baseline") / "checkpoint.pt"
     state = read_checkpoint(path)

@@ -16,7 +16,7 @@ from fgvclib.study.bounds import BASELINE, BOUNDS
 from fgvclib.study.elope import ELOPE, elope_values, has_boxes, with_attnet_boxes
 from fgvclib.study.table2 import ROWS
 from fgvclib.systems import SYSTEMS
-from fgvclib.training.runs import Run, load_run, train_or_load, train_unscored
+from fgvclib.training.runs import CHECKPOINT, Run, load_run, train_or_load, train_unscored
 from fgvclib.utils.device import device_name
 from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
 from fgvclib.utils.literal import literal
@@ -78,7 +78,7 @@ class Experiment:
         "ELoPE" takes its boxes from the row "Baseline" with that seed, which is trained first.
         """
         seed, folder = self.seeds[0] if seed is None else seed, self.run_folder(row, seed)
-        first = row == ELOPE and (self.has_run(BASELINE, seed) or not has_boxes(folder))
+        first = row == ELOPE and (self.has_weights(BASELINE, seed) or not has_boxes(folder))
         baseline = self.run(BASELINE, seed, announce) if first else None
         splits = self._splits_of(row, seed, folder, baseline, announce)
         train = train_or_load if scored else train_unscored
@@ -99,8 +99,8 @@ class Experiment:
 
     def is_trained(self, row: str, seed: int | None = None) -> bool:
         """Whether `trained` gives a model without training."""
-        shipped = None if self.has_run(row, seed) else self._shipped(row, seed, lambda text: None)
-        return self.has_run(row, seed) or (shipped is not None and shipped.checkpoint.exists())
+        shipped = self._shipped(row, seed, lambda text: None)
+        return self.has_weights(row, seed) or (shipped is not None and shipped.checkpoint.exists())
 
     def _shipped(self, row: str, seed: int | None, announce: Callable[[str], None]) -> Run | None:
         folder = SHIPPED / self.folder.name / "runs" / self.run_folder(row, seed).name
@@ -130,6 +130,10 @@ class Experiment:
     def has_run(self, row: str, seed: int | None = None) -> bool:
         """Whether the run of a row is there already, so that `run` loads it without training."""
         return (self.run_folder(row, seed) / "metrics.json").exists()
+
+    def has_weights(self, row: str, seed: int | None = None) -> bool:
+        """Whether the run of a row is there with its checkpoint: copies of committed runs have their scores alone."""
+        return self.has_run(row, seed) and (self.run_folder(row, seed) / CHECKPOINT).exists()
 
     def run_folder(self, row: str, seed: int | None = None) -> Path:
         """Where the run of a row is, or will be."""

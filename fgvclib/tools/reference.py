@@ -13,7 +13,7 @@ import torch
 
 from fgvclib.config import PROJECT, results_root
 from fgvclib.training.checkpoints import read_checkpoint, save_checkpoint
-from fgvclib.training.runs import ATTNET
+from fgvclib.training.runs import ATTNET, CHECKPOINT
 
 REFERENCE = PROJECT / "results" / "reference"
 SHIPPED = "End-to-end-seed0"  # what notebooks 00, 06 and 09 show where nothing has been trained yet
@@ -42,7 +42,7 @@ def publish(name: str) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     if (source / "runs" / SHIPPED).exists() and "synthbirds" in name:
-        halve(source / "runs" / SHIPPED / "checkpoint.pt", target / "runs" / SHIPPED / "checkpoint.pt")
+        halve(source / "runs" / SHIPPED / CHECKPOINT, target / "runs" / SHIPPED / CHECKPOINT)
     return target
 
 

@@ -35,6 +35,7 @@ from fgvclib.utils.files import atomic_path, locked, read_json, write_json
 from fgvclib.utils.parallel import create_accelerator, process_state
 from fgvclib.utils.provenance import code_state, describe_code, is_replaced, library_hash
 
+CHECKPOINT = "checkpoint.pt"
 ATTNET = "attnet.pt"  # beside them where AttNet was trained before the run: its weights and boxes (study.elope)
 
 
@@ -50,7 +51,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The state after the last epoch."""
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -163,7 +164,7 @@ def _check(folder: Path, stored: dict, identity: dict, announce: Callable[[str],
 
 def move_aside(folder: Path) -> None:
     """Move a run that is to be trained anew to `replaced`, beside its folder, under the time when it was made."""
-    newest = [path for name in ("metrics.json", "checkpoint.pt", ATTNET) if (path := folder / name).exists()]
+    newest = [path for name in ("metrics.json", CHECKPOINT, ATTNET) if (path := folder / name).exists()]
     if not process_state().is_main_process or not newest or not is_replaced(newest[0]):
         return
     made = datetime.fromtimestamp(newest[0].stat().st_mtime, UTC)
