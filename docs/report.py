@@ -13,17 +13,22 @@ import numpy as np
 import pandas as pd
 
 from fgvclib.study.intervals import Difference, crossed_difference
+from fgvclib.study.table3 import RIVALS
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
 DRAWN, BIRDS, EFFICIENCY = "cpu-synthbirds", "photos-cub200", "paper-efficiency"
 TEACHERS_OF_ALL, ALL_BIRDS = "photos-cub200-all", "photos-cub200-num_classes=200"
 RIVALS_ON_BIRDS = "photos-cub200-num_classes=50"
-FOLDERS = {  # rows of table3.csv whose runs have another name
+ROWS = {  # method of table3.csv → row that its runs are named after
     "Classifier without localisation": "Baseline",
     "End-to-end (setting 1)": "End-to-end",
     "End-to-end (setting 2)": "setting 2",
+    **{method: system for system, method in RIVALS.items()},
 }
+COLUMNS = {"million_multiply_adds": "million multiply-adds", "over_classifier": "over the classifier's"}
+COLUMNS |= {"mean_iou": "mean IoU"} | {f"box_acc_{level}": f"BoxAcc@{level}" for level in (0.3, 0.5, 0.7)}
+DIGITS = {"million_multiply_adds": ".1f", "over_classifier": ".0%", "tau": ".2f"}
 MADE_BY = ["dataset", "training_photos", "commit", "dirty", "device", "date", "command", "box_acc_mean"]
 GAIN = ("End-to-end", "Baseline")
 QUESTIONS = {  # the first row minus the second
@@ -244,7 +249,7 @@ def _bounds(name: str) -> Iterable[str]:
                 "accuracy [%]": _mean_and_spread(row["accuracy_mean"], row["accuracy_std"]),
                 "share of the gain": number(row["share_of_gain"], ".0%"),
             }
-            | {column: number(row[column], ".2f") for column in boxes}
+            | {COLUMNS[column]: number(row[column], ".2f") for column in boxes}
             for row in table.to_dict("records")
         ]
     )
@@ -277,7 +282,7 @@ def _table3(name: str) -> Iterable[str]:
 
 
 def _gain(name: str, method: str) -> str:
-    return str(difference(name, FOLDERS.get(method, method), "Baseline"))
+    return str(difference(name, ROWS[method], "Baseline"))
 
 
 def _real_birds() -> Iterable[str]:
@@ -310,11 +315,12 @@ def _boxes(birds: str) -> Iterable[str]:
         if path.exists() and readme.exists():
             table = pd.read_csv(path).drop(columns=MADE_BY, errors="ignore")
             yield f"### {title}"
-            yield markdown([{k: _plain(v) for k, v in row.items()} for row in table.to_dict("records")])
+            yield markdown([_plain(row) for row in table.to_dict("records")])
 
 
-def _plain(value: object) -> str:
-    return number(value, ".3f") if isinstance(value, float) else str(value)
+def _plain(row: Mapping) -> dict[str, str]:
+    forms = {key: number(value, DIGITS.get(key, ".3f")) for key, value in row.items() if isinstance(value, float)}
+    return {COLUMNS.get(key, key): forms.get(key, str(value)) for key, value in row.items()}
 
 
 def _efficiency() -> Iterable[str]:

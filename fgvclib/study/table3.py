@@ -15,22 +15,29 @@ from fgvclib.model.system import EndToEndModel
 from fgvclib.study.efficiency import Answering, million_multiply_adds
 from fgvclib.study.elope import ELOPE
 from fgvclib.study.paper import paper_table
-from fgvclib.systems import SYSTEMS, build_network
+from fgvclib.systems import build_network
 from fgvclib.systems.base import System
 from fgvclib.training.runs import Run, list_seeds
 
-RIVALS = (*SYSTEMS, ELOPE)  # rows that can be trained here beside the paper's own
-# The row of the paper's table that a rival reproduces; the others came later, or are a baseline.
-PUBLISHED_AS = {
+# Rows that can be trained here beside the paper's own, and what their authors call them; a row that the paper's table
+# has bears its name there. The others came later, or are a baseline.
+RIVALS = {
+    "finetune": "Fine-tuning",
     "stn": "STN",
     "racnn": "RA-CNN",
     "ise": "ISE",
     "nts": "NTS-Net",
     "dcl": "DCL",
+    "dcl-vehicles": "DCL, vehicles",
     "mamc": "OSME-MAMC",
     "isqrt": "iSQRT-COV",
     "apinet": "API-Net",
     "mmal": "TBMSL-Net",
+    "mmal-vehicles": "TBMSL-Net, vehicles",
+    "pmg": "PMG",
+    "cal": "CAL",
+    "cal-one-look": "CAL, one pass",
+    "wsdan": "WS-DAN",
     ELOPE: "ELoPE",
 }
 # Why a row of the paper's table has no system here.
@@ -113,7 +120,7 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 def paper_rows() -> pd.DataFrame:
     """Every row of the paper's Table 3 but its own two: method, the `system` here that reproduces it, or `why_not`."""
     methods = paper_table(3)["method"]
-    named = {method: system for system, method in PUBLISHED_AS.items() if system in RIVALS}
+    named = {method: system for system, method in RIVALS.items()}
     rows = [
         {"method": method, "system": named.get(method, ""), "why_not": NOT_MEASURED.get(method, "")}
         for method in methods[~methods.str.startswith("Ours")]
