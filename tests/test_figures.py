@@ -1,5 +1,7 @@
 """Figures: what is drawn of photos, and the system figure from the tensors of one photo."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -77,3 +79,15 @@ def test_every_row_of_table_3_has_a_backbone():
     assert [len(ax.get_yticks()) for ax in panels] == [15, 16, 12]
     assert sum(len(line.get_xdata()) for line in panels[0].get_lines()) == 15
     assert "number 6 of 15" in panels[0].get_title() + panels[0].get_title(loc="left")
+
+
+def test_long_names_above_a_gallery_do_not_run_into_each_other():
+    names = [
+        f"{name}\n→ Cream-browed Barred Leafwarbler\n28% sure"
+        for name in ("Rufous-capped Marshfinch", "Plain Marshfinch") * 3
+    ]
+    pictures = np.zeros((6, 8, 8, 3))
+    figure = figures.localisation_gallery(pictures, [{}] * 6, {"crop": pictures}, names)
+    figure.canvas.draw()
+    extents = [ax.title.get_window_extent() for ax in figure.axes[:6]]
+    assert all(left.x1 < right.x0 for left, right in pairwise(extents))

@@ -1,5 +1,6 @@
 """Photos, attention maps, boxes and crops, and the whole system of Figure 1 from photo to answer."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -31,6 +32,7 @@ from fgvclib.figures.style import (
 from fgvclib.model.backbones import normalisation
 from fgvclib.model.geometry import box_to_theta, crop
 
+LETTERS_PER_INCH = 11  # of a title above a small panel
 _PHOTOS = {"allowed": True}
 
 
@@ -284,11 +286,13 @@ def localisation_gallery(
 
     pictures (N, H, W, 3) in [0, 1]. A row is either attention maps, a tensor (N, 1, n, n) drawn with the box
     "target" where its label names M and "predicted" otherwise, or pictures (N, S, S, 3). `notes` are short titles of
-    the panels of a row, by the row's label.
+    the panels of a row, by the row's label. Titles wider than a panel are broken.
     """
-    figure, axes = image_grid(1 + len(rows), len(pictures), side=min(1.9, 10.6 / len(pictures)))
+    side = min(1.9, 10.6 / len(pictures))
+    figure, axes = image_grid(1 + len(rows), len(pictures), side=side)
     for column, (picture, drawn, title) in enumerate(zip(pictures, boxes, titles, strict=True)):
-        show_image(axes[0, column], picture, title, drawn)
+        lines = [textwrap.fill(line, int(LETTERS_PER_INCH * side)) for line in title.splitlines()]
+        show_image(axes[0, column], picture, "\n".join(lines), drawn)
         for ax, (label, row) in zip(axes[1:, column], rows.items(), strict=True):
             note = notes[label][column] if notes and label in notes else ""
             if isinstance(row, Tensor):
