@@ -104,24 +104,25 @@ def _lessons() -> Iterable[str]:
 def provenance(name: str) -> str:
     """When, by which code and on which hardware a reference folder was made."""
     manifest = _json(REFERENCE / name / "manifest.json")
-    config, hardware = manifest["configuration"], manifest["hardware"]
+    config, entries = manifest["configuration"], manifest["notebooks"].values()
+    newest = max(entry["started"] for entry in entries)[:10]
+    text = f"`{config['profile']}` profile on {config['dataset']}. Notebooks executed at {_commits(entries)}, "
+    text += f"the newest on {newest} on {describe_hardware(manifest['hardware'])}"
     runs = [_json(path).get("provenance", {}) for path in sorted((REFERENCE / name).glob("runs/*/metrics.json"))]
-    trained = sorted({(run.get("commit") or "unknown")[:7] for run in runs})
-    entries = manifest["notebooks"].values()
-    commits = sorted({(entry.get("commit") or "unknown")[:7] for entry in entries})
-    dates = sorted(entry["started"][:10] for entry in entries)
-    text = f"`{config['profile']}` profile on {config['dataset']}, {dates[-1]}, {describe_hardware(hardware)}; "
-    text += f"notebooks executed at {_listed(commits)}"
-    return text + (f", runs trained at {_listed(trained)}." if runs else ".")
+    if not runs:
+        return text + "."
+    processors = sorted({run.get("processor", "a processor that was not recorded") for run in runs}, key=str.lower)
+    return text + f"; runs trained at {_commits(runs)}, on {' and '.join(processors)}."
+
+
+def _commits(made: Iterable[Mapping]) -> str:
+    commits = sorted({(entry.get("commit") or "unknown")[:7] for entry in made})
+    return ("commit " if len(commits) == 1 else "commits ") + ", ".join(f"`{commit}`" for commit in commits)
 
 
 def describe_hardware(hardware: Mapping) -> str:
     """Processor and cores, or the GPU."""
     return hardware.get("gpu") or f"{hardware.get('cores', '?')} cores of {hardware.get('cpu', 'an unnamed CPU')}"
-
-
-def _listed(commits: list[str]) -> str:
-    return ("commit " if len(commits) == 1 else "commits ") + ", ".join(f"`{commit}`" for commit in commits)
 
 
 def accuracies(name: str) -> dict[str, dict[int, float]]:

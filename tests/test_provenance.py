@@ -87,6 +87,6 @@ def test_command_of_a_notebook_is_its_name(monkeypatch):
 
 def test_provenance_says_code_versions_device_and_command():
     found = provenance.provenance()
-    assert set(found) == {"commit", "dirty", "library", "versions", "device", "threads", "command", "date"}
+    assert set(found) == {"commit", "dirty", "library", "versions", "device", "processor", "threads", "command", "date"}
     assert set(found["versions"]) == {"python", "fgvclib", "torch", "torchvision", "timm"}
     assert all(found["versions"].values()) and found["date"].endswith("+00:00")

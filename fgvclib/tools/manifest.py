@@ -12,7 +12,7 @@ from typing import Any
 
 from fgvclib.config import Config, differing_values
 from fgvclib.utils.files import lock_path, locked, read_json, write_json
-from fgvclib.utils.provenance import code_state, versions
+from fgvclib.utils.provenance import code_state, processor, versions
 
 PACKAGES = (
     "torch",
@@ -123,21 +123,12 @@ def hardware() -> dict[str, Any]:
     import psutil
 
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": _gpu_model(),
         "os": platform.platform(),
     }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpu_model() -> str | None:

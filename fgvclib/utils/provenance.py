@@ -26,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "timm")
 
 
 def provenance(device: "torch.device | None" = None) -> dict[str, Any]:
-    """{commit, dirty, library, versions, device, threads, command, date} of the present process."""
+    """{commit, dirty, library, versions, device, processor, threads, command, date} of the present process."""
     import torch  # which `fgvc --help` need not wait for
 
     from fgvclib.utils.device import device_name
@@ -36,6 +36,7 @@ def provenance(device: "torch.device | None" = None) -> dict[str, Any]:
         "library": library_hash(),
         "versions": versions(PACKAGES),
         "device": device_name(device),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -94,6 +95,16 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def processor() -> str:
+    """The model of the CPU, as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def command() -> str:
