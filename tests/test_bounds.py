@@ -163,6 +163,8 @@ def test_share_of_gain_is_measured_between_baseline_and_oracle(tiny):
     assert table["accuracy_std"].tolist() == pytest.approx([100 * 0.005**0.5] * 3)
     assert table["share_of_gain"].tolist() == pytest.approx([0, 0.5, 1])
     assert "teacher_box_acc_0.5" not in table and table["seeds"].tolist() == ["0 1"] * 3
+    fewer = {"Baseline": runs(0.6, 0.7), "End-to-end": runs(0.7), "Oracle crop": runs(0.8, 0.7)}  # of seed 0, a half
+    assert bounds_table(fewer)["share_of_gain"].tolist() == pytest.approx([0, 0.5, 1])
     level = bounds_table({"Baseline": runs(0.6), "Oracle crop": runs(0.6)})
     assert level["share_of_gain"].isna().all()
 

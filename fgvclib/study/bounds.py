@@ -31,16 +31,22 @@ BOUNDS: dict[str, dict] = {
 def bounds_table(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     """Runs of every row, one per seed → accuracy in per cent, the share of the oracle's gain, and the boxes' scores.
 
-    `share_of_gain` = (row - baseline) / (oracle - baseline), of accuracies averaged over the seeds. It is NaN without
-    the rows "Baseline" and "Oracle crop", and where the oracle gains nothing.
+    `share_of_gain` = (row - baseline) / (oracle - baseline), of accuracies averaged over the seeds that all three have.
+    It is NaN where they share none, and where the oracle gains nothing.
     """
     table = pd.DataFrame([_row(name, seeds) for name, seeds in runs.items()])
-    accuracy = table.set_index("row")["accuracy_mean"]
-    baseline = accuracy.get(BASELINE, float("nan"))
-    gain = accuracy.get(ORACLE, float("nan")) - baseline
-    share = (table["accuracy_mean"] - baseline) / gain if gain > 0 else float("nan")
-    table.insert(4, "share_of_gain", share)
+    accuracy = {name: {run.seed: run.metrics["accuracy"] for run in seeds} for name, seeds in runs.items()}
+    accuracy = pd.DataFrame(accuracy)
+    table.insert(4, "share_of_gain", [_share_of_gain(accuracy, name) for name in runs])
     return table
+
+
+def _share_of_gain(accuracy: pd.DataFrame, row: str) -> float:
+    """Of accuracies with a line for each seed and a column for each row."""
+    named = accuracy.reindex(columns=list(dict.fromkeys((BASELINE, ORACLE, row)))).dropna()
+    mean = named.mean()
+    gain = mean[ORACLE] - mean[BASELINE]
+    return (mean[row] - mean[BASELINE]) / gain if gain > 0 else float("nan")
 
 
 def _row(name: str, runs: Sequence[Run]) -> dict:
