@@ -41,6 +41,7 @@ QUESTIONS = {  # the first row minus the second
     "Does our recipe help?": ("End-to-end", "Paper's losses and live teacher"),
     "Is it better than the middle of the photo?": ("End-to-end", "Centre crop"),
     "How much better is the true box?": ("Oracle crop", "End-to-end"),
+    "Is setting 2 better than setting 1?": ("setting 2", "End-to-end"),
 }
 
 
@@ -297,6 +298,7 @@ def _real_birds() -> Iterable[str]:
     yield "## Real birds: the first 50 classes, and the systems of Table 3"
     yield provenance(RIVALS_ON_BIRDS)
     yield from _table3(RIVALS_ON_BIRDS)
+    yield from _answers(RIVALS_ON_BIRDS)
 
 
 def _classifiers(birds: str) -> Iterable[str]:
