@@ -112,8 +112,9 @@ def provenance(name: str) -> str:
     runs = [_json(path).get("provenance", {}) for path in sorted((REFERENCE / name).glob("runs/*/metrics.json"))]
     if not runs:
         return text + "."
-    processors = sorted({run.get("processor", "a processor that was not recorded") for run in runs}, key=str.lower)
-    return text + f"; runs trained at {_commits(runs)}, on {' and '.join(processors)}."
+    processors = sorted({run["processor"] for run in runs if "processor" in run})
+    processors += ["a processor that was not recorded"] * any("processor" not in run for run in runs)
+    return text + f"; runs trained at {_commits(runs)}, on {' or '.join(processors)}."
 
 
 def _commits(made: Iterable[Mapping]) -> str:
