@@ -56,7 +56,8 @@ def results_page() -> str:
     """docs/results.md as text."""
     made = "Made by `python docs/report.py` from [the committed runs](../results/README.md), never edited by hand."
     parts = ["# Results", made]
-    parts += ["## Drawn birds", provenance(DRAWN), *_table2(DRAWN), *_table1(DRAWN), *_bounds(DRAWN), *_table3(DRAWN)]
+    parts += ["## Drawn birds", provenance(DRAWN), *_table2(DRAWN), *_answers(DRAWN)]
+    parts += [*_table1(DRAWN), *_table3(DRAWN)]
     parts += [*_real_birds(), "## Efficiency", provenance(EFFICIENCY), *_efficiency()]
     return "\n\n".join(parts) + "\n"
 
@@ -174,7 +175,10 @@ def _mean_and_spread(mean: float, spread: float) -> str:
 
 
 def _table2(name: str) -> Iterable[str]:
-    table = pd.read_csv(REFERENCE / name / "table2.csv", dtype={"seeds": str})
+    path = REFERENCE / name / "table2.csv"
+    if not path.exists():
+        return
+    table = pd.read_csv(path, dtype={"seeds": str})
     yield "### Table 2: what each part contributes"
     yield "Test accuracy, mean ± deviation over seeds. BoxAcc@0.5: share of test photos whose crop has IoU ≥ 0.5."
     rows = [
@@ -192,7 +196,6 @@ def _table2(name: str) -> Iterable[str]:
         for row in table.to_dict("records")
     ]
     yield markdown(rows)
-    yield from _answers(name)
     yield f"![Table 2: every seed](../results/reference/{name}/figures/05_table2.png)"
     yield f"![Gradients by sender](../results/reference/{name}/figures/05_gradients.png)"
 
@@ -238,10 +241,7 @@ def _table1(name: str) -> Iterable[str]:
 
 
 def _bounds(name: str) -> Iterable[str]:
-    path = REFERENCE / name / "bounds.csv"
-    if not path.exists():
-        return
-    table = pd.read_csv(path, dtype={"seeds": str})
+    table = pd.read_csv(REFERENCE / name / "bounds.csv", dtype={"seeds": str})
     yield "### Bounds: how much of a perfect box's gain is recovered"
     boxes = [column for column in ("box_acc_0.3", "box_acc_0.5", "box_acc_0.7", "mean_iou") if column in table]
     yield markdown(
@@ -305,6 +305,7 @@ def _real_birds() -> Iterable[str]:
 def _classifiers(birds: str) -> Iterable[str]:
     yield provenance(birds)
     yield from _boxes(birds)
+    yield from _table2(birds)
     yield from _bounds(birds)
     yield from _answers(birds)
     yield f"![From row to row](../results/reference/{birds}/figures/10_waterfall.png)"
