@@ -59,7 +59,8 @@ def test_views_count_the_pixels_that_the_image_really_has():
 
 def test_a_step_that_is_not_told_apart_from_nothing_has_no_colour():
     accuracy = pd.Series([50.0, 60.0, 61.0, 55.0, 56.0], index=list("abcde"))
-    figure = figures.waterfall_figure(accuracy, [4.0, 2.0, 3.0, float("nan")])
+    figure = figures.waterfall_figure(accuracy, [4.0, 2.0, 3.0, float("nan")], "0 1")
+    assert "seeds 0 1" in figure.axes[0].get_xlabel()
     first, *steps = (bar.get_facecolor() for bar in figure.axes[0].patches)
     assert steps[1] == steps[3] == first and len({first, steps[0], steps[2]}) == 3
     assert [bar.get_width() for bar in figure.axes[0].patches] == [50, 10, 1, -6, 1]

@@ -1,6 +1,7 @@
 """The committed runs: how they are published, that their notebooks are today's, and that the shipped weights answer."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -84,6 +85,14 @@ def cells(path):
 )
 def test_executed_copy_is_of_the_notebook_it_stands_beside(copy):
     assert cells(copy) == cells(PROJECT / "notebooks" / copy.name), "Execute it again, or remove the copy."
+
+
+def test_executed_copies_show_no_warnings_errors_or_folders_of_a_machine():
+    for copy in PUBLISHED.glob("*/notebooks/*.ipynb"):
+        for cell in json.loads(copy.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                assert output["output_type"] != "error" and output.get("name") != "stderr", copy
+                assert not re.search(r"['\" ]/(home|root|tmp|usr|work)/", "".join(output.get("text", ""))), copy
 
 
 @pytest.mark.parametrize("run", sorted(PUBLISHED.glob("*/runs/ELoPE-*")), ids=lambda run: f"{run.parts[-3]}-{run.name}")

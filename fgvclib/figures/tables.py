@@ -104,8 +104,8 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def waterfall_figure(accuracy: pd.Series, half_widths: Sequence[float]) -> Figure:
-    """From row to row, what each step brings: accuracies in per cent, in the order of the steps.
+def waterfall_figure(accuracy: pd.Series, half_widths: Sequence[float], seeds: str) -> Figure:
+    """From row to row, what each step brings: accuracies in per cent, in the order of the steps, over the same seeds.
 
     half_widths: of each step's 95 % interval, NaN where there is none. A step whose interval holds zero is grey.
     """
@@ -122,7 +122,9 @@ def waterfall_figure(accuracy: pd.Series, half_widths: Sequence[float]) -> Figur
         ax.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center", size="small")
     low, high = (accuracy - reach).min(), (accuracy + reach).max()
     ax.set_yticks(places, accuracy.index, fontsize="small")
-    ax.set(xlim=(low - 1, high + 0.15 * (high - low) + 1), xlabel="test accuracy [%] (the axis does not start at 0)")
+    ax.set(xlim=(low - 1, high + 0.15 * (high - low) + 1))
+    named = f"seed{'s' * (' ' in seeds)} {seeds}"
+    ax.set_xlabel(f"test accuracy [%], {named} (the axis does not start at 0)")
     ax.set_title("What each step brings, with its 95 % interval; grey: not told apart from nothing")
     return figure
 

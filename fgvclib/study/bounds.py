@@ -35,8 +35,9 @@ def bounds_table(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     It is NaN where they share none, and where the oracle gains nothing.
     """
     table = pd.DataFrame([_row(name, seeds) for name, seeds in runs.items()])
-    accuracy = {name: {run.seed: run.metrics["accuracy"] for run in seeds} for name, seeds in runs.items()}
-    accuracy = pd.DataFrame(accuracy)
+    accuracy = pd.DataFrame(
+        {name: {run.seed: run.metrics["accuracy"] for run in seeds} for name, seeds in runs.items()}
+    )
     table.insert(4, "share_of_gain", [_share_of_gain(accuracy, name) for name in runs])
     return table
 

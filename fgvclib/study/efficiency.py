@@ -5,6 +5,7 @@ were run in turn, in one process, many times: what slows one of them slows the o
 weights, so nothing here loads or trains any; images are noise.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -329,6 +330,8 @@ def hardware_sides(config: Config, compiled: bool = True) -> dict[str, Callable[
 
 def can_compile() -> bool:
     """Whether torch.compile works here: it needs a C++ compiler, on a GPU also Triton."""
+    # Where CUDA's compiler is and no GPU, torch would print its folder.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(lambda x: torch.relu(x) + 1)(torch.zeros(8, device=default_device()))
     except Exception:  # torch raises its own kinds for a missing compiler, and those of the compiler
