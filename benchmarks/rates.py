@@ -3,9 +3,9 @@
     python benchmarks/rates.py finetune mmal End-to-end --profile cpu --dataset synthbirds --seed 0
 
 A training is that of `fgvc train --set learning_rate=…`, in the same folder: what is there is not trained again, and an
-interrupted search goes on where it stopped. The test split is not looked at. `rates.csv`, in the results folder of the
-profile, has a line for each system, rate and seed: the best validation accuracy in [0, 1], the first epoch that had it,
-and the accuracy after the last epoch, with whose weights a run is scored.
+interrupted search goes on where it stopped. `rates.csv`, in the results folder of the profile, has a line for each
+system, rate and seed: the best validation accuracy in [0, 1], the first epoch that had it, and the accuracy after the
+last epoch, with whose weights a run is scored. The test split is looked at afterwards, for the chosen rate alone.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import pandas as pd
 
 from fgvclib.config import DATASETS, PROFILES
 from fgvclib.study.experiment import Experiment
+from fgvclib.study.table3 import own_rates
 from fgvclib.utils.literal import literal
 
 FACTORS = (1 / 3, 1, 3)
@@ -35,6 +36,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     print(table.to_string(index=False))
+    score(table[table["system"].isin(options.systems)], Experiment(options.profile, options.dataset, 0, overrides))
 
 
 def search(
@@ -57,12 +59,18 @@ def search(
     path = base.folder / "rates.csv"
     for system in systems:
         for rate in rates(base.config.learning_rate):
-            experiment = Experiment(profile, dataset, seed, (overrides or {}) | {"learning_rate": rate})
-            history = experiment.run(system, seed, announce, scored=False).history
+            history = base.with_values(learning_rate=rate).run(system, seed, announce, scored=False).history
             row = pd.DataFrame([dict(zip(KEYS, (system, rate, seed), strict=True)) | best(history)])
             table = pd.concat([pd.read_csv(path), row]) if path.exists() else row
             base.save_table(table.drop_duplicates(KEYS, keep="last").sort_values(KEYS), "rates")
     return pd.read_csv(path)
+
+
+def score(searched: pd.DataFrame, base: Experiment, announce: Callable[[str], None] = print) -> None:
+    """Score the run of each system's own rate on the test split, for notebook 07; nothing is trained."""
+    for seed, of_seed in searched.groupby("seed"):
+        for system, rate in own_rates(of_seed, base.config.learning_rate).items():
+            base.with_values(learning_rate=rate).run(system, int(seed), announce)
 
 
 def rates(common: float) -> list[float]:

@@ -57,6 +57,17 @@ def test_three_rates_are_trained_once_without_a_look_at_the_test_split(overrides
         assert not other.has_run("finetune") and other.run("finetune").metrics["accuracy"] >= 0
 
 
+def test_run_of_the_chosen_rate_alone_is_scored(overrides, monkeypatch):
+    overrides |= {"epochs": 1}
+    base = Experiment("smoke", "synthbirds", 0, overrides)
+    table = search(overrides, "finetune")
+    table["last_accuracy"] = [0.2, 0.4, 0.6]
+    monkeypatch.setattr(loop, "train_one_epoch", fail)
+    rates["score"](table, base, lambda text: None)
+    scored = [base.with_values(learning_rate=rate).has_run("finetune") for rate in table["learning_rate"]]
+    assert scored == [False, False, True]
+
+
 def test_lines_of_other_systems_stay(overrides):
     overrides |= {"epochs": 1}
     folder = results_folder(load_config("smoke", "synthbirds", **overrides))

@@ -51,6 +51,20 @@ def test_a_committed_run_of_other_photos_is_named_and_left(smoke, monkeypatch):
     assert said == ["The committed run is of no use here: it holds another run (other photos)."]
 
 
+def test_table_of_this_machine_comes_before_the_committed_one(smoke):
+    assert smoke.find_table("rates") is None
+    for folder, rate in ((module.SHIPPED / smoke.folder.name, 0.1), (smoke.folder, 0.2)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rates.csv").write_text(f"system,learning_rate\nmmal,{rate}\n")
+        assert smoke.find_table("rates").to_dict("list") == {"system": ["mmal"], "learning_rate": [rate]}
+
+
+def test_other_values_have_a_folder_of_their_own(smoke):
+    other = Experiment("smoke", "synthbirds", [1, 2], {"epochs": 1}).with_values(learning_rate=0.5)
+    assert (other.config.epochs, other.config.learning_rate, other.seeds) == (1, 0.5, [1, 2])
+    assert other.folder != smoke.folder
+
+
 def test_without_committed_runs_it_is_trained(smoke):
     assert smoke.trained("End-to-end")[0] == "trained"
     assert not smoke.is_trained("End-to-end")

@@ -7,7 +7,7 @@ import pytest
 
 from fgvclib import figures
 from fgvclib.study.paper import paper_table
-from fgvclib.study.table3 import NOT_MEASURED, RIVALS, cost, paper_rows, pareto_front, table3
+from fgvclib.study.table3 import NOT_MEASURED, RIVALS, cost, own_rates, paper_rows, pareto_front, table3
 from fgvclib.systems import SYSTEMS
 from fgvclib.training.runs import train_or_load
 
@@ -23,6 +23,15 @@ def test_front_holds_what_nothing_beats():
     ]
     assert pareto_front(costs, scores) == [2, 0, 5]
     assert {i for i in range(6) if not beaten[i]} == {0, 2, 5}
+
+
+def test_own_rate_is_the_best_after_the_last_epoch_and_the_common_one_among_equals():
+    lines = [("a", 0.3, 0.5), ("a", 1.0, 0.6), ("a", 3.0, 0.7), ("b", 0.3, 0.6), ("b", 1.0, 0.6), ("b", 3.0, 0.1)]
+    search = pd.DataFrame(lines, columns=["system", "learning_rate", "last_accuracy"]).assign(best_accuracy=0.9)
+    assert own_rates(search, common=1.0).to_dict() == {"a": 3.0, "b": 1.0}
+    assert own_rates(search, common=0.3).to_dict() == {"a": 3.0, "b": 0.3}
+    with pytest.raises(ValueError, match="not the common 0.1; search again"):
+        own_rates(search, common=0.1)
 
 
 def test_every_row_of_the_paper_has_a_system_or_a_reason():

@@ -50,6 +50,11 @@ class Experiment:
         self.seeds = read_seeds(seeds)
         self.folder = results_folder(self.config)
 
+    def with_values(self, **values) -> "Experiment":
+        """The same profile, data set and seeds with other configuration values, in a results folder of its own."""
+        config = self.config
+        return Experiment(config.profile, config.dataset, self.seeds, config.changes() | values)
+
     def __str__(self) -> str:
         return f"{self.config.profile} profile on {self.config.dataset}, seeds {self.seeds}, {device_name()}"
 
@@ -138,6 +143,11 @@ class Experiment:
     def run_folder(self, row: str, seed: int | None = None) -> Path:
         """Where the run of a row is, or will be."""
         return self.folder / "runs" / f"{row.replace(' ', '-')}-seed{self.seeds[0] if seed is None else seed}"
+
+    def find_table(self, name: str) -> pd.DataFrame | None:
+        """`<name>.csv` of the results folder, or of the committed runs; None where neither has it."""
+        paths = (folder / f"{name}.csv" for folder in (self.folder, SHIPPED / self.folder.name))
+        return next((pd.read_csv(path) for path in paths if path.exists()), None)
 
     def save_table(self, table: pd.DataFrame, name: str) -> Path:
         """Write `<name>.csv` into the results folder."""

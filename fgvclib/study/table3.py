@@ -117,6 +117,17 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
     return front
 
 
+def own_rates(search: pd.DataFrame, common: float) -> pd.Series:
+    """`rates.csv` → the learning rate of each system that is best on the validation part after the last epoch.
+
+    Among equals the common one, then the lowest. Raises ValueError where the search has not tried the common one.
+    """
+    last = search.pivot_table(index="system", columns="learning_rate", values="last_accuracy")
+    if common not in last:
+        raise ValueError(f"rates.csv has the rates {list(last)} and not the common {common}; search again.")
+    return last[[common, *last.columns.drop(common)]].idxmax(axis=1)
+
+
 def paper_rows() -> pd.DataFrame:
     """Every row of the paper's Table 3 but its own two: method, the `system` here that reproduces it, or `why_not`."""
     methods = paper_table(3)["method"]
