@@ -9,6 +9,8 @@ import pytest
 
 from fgvclib.config import PROJECT, load_config, results_folder
 from fgvclib.study.experiment import Experiment
+from fgvclib.study.intervals import run_difference
+from fgvclib.study.table3 import own_recipes
 from fgvclib.training import loop, runs
 
 rates = runpy.run_path(PROJECT / "benchmarks" / "rates.py")
@@ -64,8 +66,31 @@ def test_run_of_the_chosen_rate_alone_is_scored(overrides, monkeypatch):
     table["last_accuracy"] = [0.2, 0.4, 0.6]
     monkeypatch.setattr(loop, "train_one_epoch", fail)
     rates["score"](table, base, lambda text: None)
+    recipes = own_recipes(table, base)
+    assert recipes.empty  # the common rate has no scores yet
     scored = [base.with_values(learning_rate=rate).has_run("finetune") for rate in table["learning_rate"]]
     assert scored == [False, False, True]
+
+
+def test_recipes_are_compared_with_the_classifier_of_the_same_recipe(overrides):
+    overrides |= {"epochs": 1}
+    base = Experiment("smoke", "synthbirds", 0, overrides)
+    chosen = {"Baseline": 0.001, "finetune": 0.009}
+    for system, rate in chosen.items():
+        base.run(system), base.with_values(learning_rate=rate).run(system)
+    lines = [
+        {"system": system, "learning_rate": rate, "seed": 0, "last_accuracy": 0.5 + (rate == own)}
+        for system, own in chosen.items()
+        for rate in (0.001, 0.003, 0.009)
+    ]
+    recipes = own_recipes(pd.DataFrame(lines), base).set_index("system")
+    assert recipes["own_rate"].to_dict() == chosen and recipes.loc["finetune", 0.009] == 150
+    slow, fast = (base.with_values(learning_rate=rate) for rate in (0.001, 0.009))
+    assert recipes.loc["finetune", "own_accuracy"] == 100 * fast.find("finetune").metrics["accuracy"]
+    common = run_difference([base.find("finetune")], [base.find("Baseline")])
+    own = run_difference([fast.find("finetune")], [slow.find("Baseline")])
+    assert recipes["own_gain"].to_dict() == {"Baseline": "", "finetune": str(own)}
+    assert recipes.loc["finetune", "common_gain"] == str(common)
 
 
 def test_lines_of_other_systems_stay(overrides):

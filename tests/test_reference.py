@@ -51,9 +51,17 @@ def test_tables_notebooks_and_scores_are_copied(results):
 def test_nothing_is_replaced_by_nothing(results):
     reference.publish("cpu-synthbirds")
     (results / "table2.csv").unlink()
-    with pytest.raises(ValueError, match="holds no tables"):
+    (results / "runs" / "A-seed0" / "metrics.json").unlink()
+    with pytest.raises(ValueError, match="holds no tables and no finished run"):
         reference.publish("cpu-synthbirds")
     assert (reference.REFERENCE / "cpu-synthbirds" / "table2.csv").exists()
+
+
+def test_runs_without_tables_are_copied(results):
+    for name in ("table2.csv", "metrics.json", "manifest.json"):
+        (results / name).unlink()
+    target = reference.publish("cpu-synthbirds")
+    assert (target / "runs" / "A-seed0" / "metrics.json").exists() and not (target / "manifest.json").exists()
 
 
 def test_halved_checkpoint_answers_as_the_whole_one(tiny, tmp_path):

@@ -12,8 +12,11 @@ import torch
 
 from fgvclib.config import END_TO_END, Config
 from fgvclib.model.system import EndToEndModel
+from fgvclib.study.bounds import BASELINE
 from fgvclib.study.efficiency import Answering, million_multiply_adds
 from fgvclib.study.elope import ELOPE
+from fgvclib.study.experiment import Experiment
+from fgvclib.study.intervals import run_difference
 from fgvclib.study.paper import paper_table
 from fgvclib.systems import build_network
 from fgvclib.systems.base import System
@@ -126,6 +129,28 @@ def own_rates(search: pd.DataFrame, common: float) -> pd.Series:
     if common not in last:
         raise ValueError(f"rates.csv has the rates {list(last)} and not the common {common}; search again.")
     return last[[common, *last.columns.drop(common)]].idxmax(axis=1)
+
+
+def own_recipes(search: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """Each searched system with the common rate and with its own, for the first seed of the search.
+
+    A row each: `system`, validation accuracy at every rate, `own_rate`, and for the recipes "common" and "own" the test
+    accuracy and the gain over the Baseline with the same recipe, as text with its interval. Accuracies are per cent.
+    Left out are systems without both runs, and all gains where the Baseline was not searched.
+    """
+    search = search[search["seed"] == search["seed"].min()]
+    seed, rates = int(search["seed"].min()), own_rates(search, experiment.config.learning_rate)
+    own = {system: experiment.with_values(learning_rate=rate).find(system, seed) for system, rate in rates.items()}
+    common = {system: experiment.find(system, seed) for system in rates.index}
+    systems = [system for system in rates.index if own[system] and common[system]]
+    table = 100 * search.pivot_table(index="system", columns="learning_rate", values="last_accuracy").loc[systems]
+    table["own_rate"] = rates[systems]
+    for recipe, runs in {"common": common, "own": own}.items():
+        table[f"{recipe}_accuracy"] = [100 * runs[system].metrics["accuracy"] for system in systems]
+        rivals = [system for system in systems if system != BASELINE and BASELINE in systems]
+        gains = {system: str(run_difference([runs[system]], [runs[BASELINE]])) for system in rivals}
+        table[f"{recipe}_gain"] = [gains.get(system, "") for system in systems]
+    return table.reset_index()
 
 
 def paper_rows() -> pd.DataFrame:

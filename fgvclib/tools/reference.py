@@ -24,18 +24,19 @@ DOCUMENTS = ("README.md", "docs/*.md", "docs/book/*.md")
 def publish(name: str) -> Path:
     """Replace results/reference/`name`, but its README, by the folder of that name in the results root.
 
-    Raises ValueError where that holds no tables, so that nothing is replaced by nothing.
+    Raises ValueError where that holds neither tables nor finished runs, so that nothing is replaced by nothing.
     """
     source, target = results_root() / name, REFERENCE / name
     tables = sorted(source.glob("*.csv"))
-    if not tables:
-        raise ValueError(f"{source} holds no tables; run the notebooks first (fgvc run all).")
+    finished = [path.parent for path in source.glob("runs/*/metrics.json")]
+    if not tables and not finished:
+        raise ValueError(f"{source} holds no tables and no finished run; run the notebooks first (fgvc run all).")
     for old in [path for path in target.glob("*") if path.name != "README.md"]:  # written by hand, about these runs
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     shown = set(re.findall(rf"reference/{name}/figures/([\w.]+)", _documents()))
-    chosen = [*tables, source / "metrics.json", source / "manifest.json", *source.glob("notebooks/[0-9]*.ipynb")]
+    written = [path for path in (source / "metrics.json", source / "manifest.json") if path.exists()]
+    chosen = [*tables, *written, *source.glob("notebooks/[0-9]*.ipynb")]
     chosen += [path for path in source.glob("figures/*.png") if path.name in shown]
-    finished = [path.parent for path in source.glob("runs/*/metrics.json")]
     chosen += [run / name for run in finished for name in OF_A_RUN if (run / name).exists()]
     for path in chosen:
         copy = target / path.relative_to(source)
