@@ -57,7 +57,7 @@ def results_page() -> str:
     made = "Made by `python docs/report.py` from [the committed runs](../results/README.md), never edited by hand."
     parts = ["# Results", made]
     parts += ["## Drawn birds", provenance(DRAWN), *_table2(DRAWN), *_answers(DRAWN)]
-    parts += [*_table1(DRAWN), *_table3(DRAWN)]
+    parts += [*_table1(DRAWN), *_table3(DRAWN), *_own_recipes(DRAWN)]
     parts += [*_real_birds(), "## Efficiency", provenance(EFFICIENCY), *_efficiency()]
     return "\n\n".join(parts) + "\n"
 
@@ -284,6 +284,31 @@ def _table3(name: str) -> Iterable[str]:
     yield f"![Accuracy over cost](../results/reference/{name}/figures/07_measured.png)"
 
 
+def _own_recipes(name: str) -> Iterable[str]:
+    path = REFERENCE / name / "own_rates.csv"
+    if not path.exists():
+        return
+    table = pd.read_csv(path)
+    rates = sorted((column for column in table if re.fullmatch(r"[\d.]+", column)), key=float)
+    methods = {row: method for method, row in ROWS.items()}
+    yield "### Table 3 with a learning rate of its own for every system"
+    yield (
+        "The same search for each: three rates, one seed, the best on the validation photos after the last epoch "
+        "(`benchmarks/rates.py`). The gain is over the classifier without localisation with the same recipe; its "
+        "interval is over test photos alone."
+    )
+    yield markdown(
+        [
+            {"method": methods[row["system"]]}
+            | {f"validation [%] at {rate}": number(row[rate], ".1f") for rate in rates}
+            | {"own rate": f"{row['own_rate']:g}"}
+            | {f"test [%], {recipe} rate": number(row[f"{recipe}_accuracy"], ".1f") for recipe in ("common", "own")}
+            | {f"gain, {recipe} rate": row[f"{recipe}_gain"] for recipe in ("common", "own")}
+            for row in table.fillna("").to_dict("records")
+        ]
+    )
+
+
 def _gain(name: str, method: str) -> str:
     return str(difference(name, ROWS[method], "Baseline"))
 
@@ -299,6 +324,7 @@ def _real_birds() -> Iterable[str]:
     yield "## Real birds: the first 50 classes, and the systems of Table 3"
     yield provenance(RIVALS_ON_BIRDS)
     yield from _table3(RIVALS_ON_BIRDS)
+    yield from _own_recipes(RIVALS_ON_BIRDS)
     yield from _answers(RIVALS_ON_BIRDS)
 
 
