@@ -79,6 +79,14 @@ def test_measured_rows_stand_apart_with_their_cost(tiny, splits, tmp_path):
     assert [ax.get_xscale() for ax in panels] == ["linear", "log"]
 
 
+def test_dots_of_both_recipes_stand_on_the_systems_line():
+    rows = {"system": ["a", "b"], "common_accuracy": [60.0, 50.0], "own_accuracy": [58.0, 70.0]}
+    (ax,) = figures.recipes_figure(pd.DataFrame(rows)).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "a"]
+    dots = {dot.get_label(): dot.get_offsets().tolist() for dot in ax.collections[1:]}
+    assert dots == {"the common rate": [[50.0, 0.0], [60.0, 1.0]], "its own rate": [[70.0, 0.0], [58.0, 1.0]]}
+
+
 def test_systems_look_different_in_the_figure():
     count = 3 + len(RIVALS)
     rows = {"method": map(str, range(count)), "seeds": "0", "passes": 1.0, "million_macs": 2.0, "a": 50.0, "a_std": 1.0}

@@ -201,7 +201,7 @@ def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequen
             look = {"color": colour, "marker": marker, "markersize": 9, "linestyle": "none", "capsize": 3}
             look |= {} if place in fronts[cost] else {"markerfacecolor": "white"}
             aside = 0.15 * (place / len(table) - 0.5) if cost == "passes" else 0  # or equal costs hide each other
-            label = f"{row['method']} (seeds {row['seeds']})"
+            label = f"{row['method']} (seed{'s' * (' ' in row['seeds'])} {row['seeds']})"
             ax.errorbar(row[cost] + aside, row[column], yerr=spread, label=label, linewidth=1, **look)
         ax.set(xlabel=f"{title}, one photo")
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -213,6 +213,20 @@ def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequen
     axes[1].set_title("What a multiply-add buys")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def recipes_figure(table: pd.DataFrame) -> Figure:
+    """`table3.own_recipes`: from the accuracy with the common learning rate to that with a rate of its own."""
+    table = table.sort_values("common_accuracy").reset_index(drop=True)
+    figure, ax = plt.subplots(figsize=(8.5, 0.36 * len(table) + 1.4))
+    ax.hlines(table.index, table["common_accuracy"], table["own_accuracy"], color="grey", linewidth=1.5, zorder=1)
+    for recipe, face in (("common", "white"), ("own", SERIES[0])):
+        label = "the common rate" if recipe == "common" else "its own rate"
+        ax.scatter(table[f"{recipe}_accuracy"], table.index, 60, face, edgecolors=SERIES[0], label=label, zorder=2)
+    ax.set_yticks(table.index, table["system"], fontsize="small")
+    ax.set(xlabel="test accuracy [%], one seed", title="What a learning rate of its own changes")
+    ax.legend(loc="lower right", fontsize="small")
     return figure
 
 
