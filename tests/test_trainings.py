@@ -1,11 +1,13 @@
 """Several trainings side by side: each once, with what one alone would have given, and all stopped by one interrupt."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +19,8 @@ from fgvclib.study import trainings
 from fgvclib.study.experiment import SETTING_2, Experiment
 from fgvclib.study.table2 import ROWS
 from fgvclib.study.trainings import TrainingsFailed, default_jobs, train_side_by_side, wanted_runs
+
+TWO_ROWS = ("Baseline", "No local supervision")
 
 
 def test_without_rows_the_notebooks_runs_are_wanted_those_waited_for_first():
@@ -69,13 +73,14 @@ def test_swallowed_interrupt_stops_at_the_next_line(capsys):
     assert capsys.readouterr().out == "epoch 1\nepoch 2\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
-    values = tiny.changes() | {"epochs": 1000}
+@contextmanager
+def two_trainings(tiny, data_folder, results):
+    """`fgvc train --jobs 2` for a thousand epochs, with photo workers, once both trainings are in their second."""
+    values = tiny.changes() | {"epochs": 1000, "workers": 2}
     options = [f"--set={key}={json.dumps(value)}" for key, value in values.items()]
     command = [sys.executable, "-m", "fgvclib", "train", "--profile", "smoke", "--jobs", "2", *options]
-    command += ["--rows", "Baseline,No local supervision"]
-    environment = {**os.environ, "FGVC_RESULTS": str(tmp_path), "FGVC_DATA": str(data_folder)}
+    command += ["--rows", ",".join(TWO_ROWS)]
+    environment = {**os.environ, "FGVC_RESULTS": str(results), "FGVC_DATA": str(data_folder)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this test runs in a shell's background
     with subprocess.Popen(command, env=environment, cwd=PROJECT, preexec_fn=heed, **pipes) as process:
@@ -85,10 +90,33 @@ def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
                 begun.add(line.partition(":")[0])
             if len(begun) == 2:
                 break
+        yield process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
+    with two_trainings(tiny, data_folder, tmp_path) as process:
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()  # to its end: nothing that could write is left
     assert process.returncode == 130
-    assert begun == {"Baseline-seed0", "No-local-supervision-seed0"}
-    for name in begun:
-        assert f"{name}: interrupted" in rest
+    for row in TWO_ROWS:
+        assert f"{row.replace(' ', '-')}-seed0: interrupted" in rest
     assert "Traceback" not in rest
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_killed_trainings_leave_no_process(tiny, data_folder, tmp_path):
+    with two_trainings(tiny, data_folder, tmp_path) as process:
+        process.kill()
+        process.communicate(timeout=60)  # until all that could write, photo workers among them, have ended
+
+
+def start_method():
+    return multiprocessing.get_start_method()
+
+
+def test_photo_workers_start_as_in_a_training_alone():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(start_method) == "spawn"  # what a process hands on if nothing is done
+        pool.apply(trainings.start_workers_as_usual)
+        assert pool.apply(start_method) == start_method()

@@ -86,6 +86,7 @@ def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -
     """One training, in a process of its own."""
     with suppress(AttributeError, OSError):
         os.setsid()  # the terminal's Ctrl-C goes to the parent alone, which passes it on once
+    start_workers_as_usual()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault(HEADLESS, "fgvc train")  # no progress bars: several would write to one line
     torch.set_num_threads(1)
@@ -102,6 +103,14 @@ def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -
             )
             sys.exit(130)
         problems.put(f"{name}: {error}")
+
+
+def start_workers_as_usual() -> None:
+    """Let this process start its photo workers as a training alone does, and not as it was started itself.
+
+    By a fork server each worker would import torch anew, hold 0.8 GB, and outlive a training that is killed.
+    """
+    multiprocessing.set_start_method(None, force=True)
 
 
 def _interrupt(stopped: threading.Event, *_) -> None:
