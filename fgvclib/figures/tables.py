@@ -225,7 +225,10 @@ def recipes_figure(table: pd.DataFrame) -> Figure:
         label = "the common rate" if recipe == "common" else "its own rate"
         ax.scatter(table[f"{recipe}_accuracy"], table.index, 60, face, edgecolors=SERIES[0], label=label, zorder=2)
     ax.set_yticks(table.index, table["system"], fontsize="small")
-    ax.set(xlabel="test accuracy [%], one seed", title="What a learning rate of its own changes")
+    ax.set(
+        xlabel="test accuracy [%], one seed",
+        title="What a learning rate of its own changes; a dot alone: it is the common one",
+    )
     ax.legend(loc="lower right", fontsize="small")
     return figure
 
