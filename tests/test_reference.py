@@ -60,7 +60,11 @@ def test_nothing_is_replaced_by_nothing(results):
 def test_runs_without_tables_are_copied(results):
     for name in ("table2.csv", "metrics.json", "manifest.json"):
         (results / name).unlink()
+    unfinished = results / "runs" / reference.SHIPPED / "checkpoint.pt"
+    unfinished.parent.mkdir()
+    unfinished.touch()
     target = reference.publish("cpu-synthbirds")
+    assert [str(path.relative_to(target)) for path in target.glob("runs/*")] == ["runs/A-seed0"]
     assert (target / "runs" / "A-seed0" / "metrics.json").exists() and not (target / "manifest.json").exists()
 
 

@@ -42,7 +42,7 @@ def publish(name: str) -> Path:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    if (source / "runs" / SHIPPED).exists() and "synthbirds" in name:
+    if source / "runs" / SHIPPED in finished and "synthbirds" in name:
         halve(source / "runs" / SHIPPED / CHECKPOINT, target / "runs" / SHIPPED / CHECKPOINT)
     return target
 
