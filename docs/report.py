@@ -41,6 +41,7 @@ QUESTIONS = {  # the first row minus the second
     "Does our recipe help?": ("End-to-end", "Paper's losses and live teacher"),
     "Is it better than the middle of the photo?": ("End-to-end", "Centre crop"),
     "How much better is the true box?": ("Oracle crop", "End-to-end"),
+    "Is it better than the authors' earlier system?": ("End-to-end", "ELoPE"),
     "Is setting 2 better than setting 1?": ("setting 2", "End-to-end"),
 }
 
