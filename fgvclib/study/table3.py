@@ -138,8 +138,9 @@ def own_recipes(search: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
     accuracy and the gain over the Baseline with the same recipe, as text with its interval. Accuracies are per cent.
     Left out are systems without both runs, and all gains where the Baseline was not searched.
     """
-    search = search[search["seed"] == search["seed"].min()]
-    seed, rates = int(search["seed"].min()), own_rates(search, experiment.config.learning_rate)
+    seed = int(search["seed"].min())
+    search = search[search["seed"] == seed]
+    rates = own_rates(search, experiment.config.learning_rate)
     own = {system: experiment.with_values(learning_rate=rate).find(system, seed) for system, rate in rates.items()}
     common = {system: experiment.find(system, seed) for system in rates.index}
     systems = [system for system in rates.index if own[system] and common[system]]
