@@ -1,7 +1,8 @@
 """Publish a results folder: `python -m fgvclib.tools.reference cpu-synthbirds` copies it into results/reference/.
 
 What is copied: tables, executed notebooks, the figures that the documents show, and of every run its scores and what
-made them; of the run that the repository ships, the weights as well, in half precision.
+made them, boxes found before training among it; of the run that the repository ships, the weights as well, in half
+precision.
 """
 
 import re
@@ -17,7 +18,7 @@ from fgvclib.training.runs import ATTNET, CHECKPOINT
 
 REFERENCE = PROJECT / "results" / "reference"
 SHIPPED = "End-to-end-seed0"  # what notebooks 00, 06 and 09 show where nothing has been trained yet
-OF_A_RUN = ("metrics.json", "history.csv", "trajectories.csv", "predictions.csv", ATTNET)
+OF_A_RUN = ("metrics.json", "history.csv", "trajectories.csv", "predictions.csv")
 DOCUMENTS = ("README.md", "docs/*.md", "docs/book/*.md")
 
 
@@ -42,6 +43,9 @@ def publish(name: str) -> Path:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+    for run in finished:
+        if (run / ATTNET).exists():
+            boxes_alone(run / ATTNET, target / "runs" / run.name / ATTNET)
     if source / "runs" / SHIPPED in finished and "synthbirds" in name:
         halve(source / "runs" / SHIPPED / CHECKPOINT, target / "runs" / SHIPPED / CHECKPOINT)
     return target
@@ -53,6 +57,11 @@ def halve(checkpoint: Path, copy: Path) -> None:
     weights = {name: value.half() if value.dtype == torch.float32 else value for name, value in state["model"].items()}
     kept = {name: value for name, value in state.items() if name not in ("optimiser", "schedule", "criterion")}
     save_checkpoint(copy, kept | {"model": weights})
+
+
+def boxes_alone(attnet: Path, copy: Path) -> None:
+    """Copy the boxes that AttNet found before a training, without its weights: these are of use beside a checkpoint."""
+    save_checkpoint(copy, {name: value for name, value in read_checkpoint(attnet).items() if name != "model"})
 
 
 def _documents() -> str:
