@@ -16,6 +16,7 @@ import pandas as pd
 from fgvclib.config import DATASETS, PROFILES
 from fgvclib.study.experiment import Experiment
 from fgvclib.study.table3 import own_rates
+from fgvclib.systems import TRAINED_AS
 from fgvclib.utils.literal import literal
 
 FACTORS = (1 / 3, 1, 3)
@@ -49,11 +50,14 @@ def search(
 ) -> pd.DataFrame:
     """Train what is missing, and write and return `rates.csv`, which keeps the lines of other systems and seeds.
 
-    Raises ValueError for names and values that do not exist, and where no validation part is set aside.
+    Raises ValueError for names and values that do not exist, for a system that trains as another does, and where no
+    validation part is set aside.
     """
     base = Experiment(profile, dataset, seed, overrides)
     for system in systems:
         base.row_config(system)  # refuses a name that is none before anything is trained
+        if system in TRAINED_AS:
+            raise ValueError(f"{system} trains as {TRAINED_AS[system]} does; search that one.")
     if not len(base.splits.validation):
         raise ValueError(f"The {profile} profile sets no validation part aside; give --set validation_fraction=0.1.")
     path = base.folder / "rates.csv"

@@ -116,7 +116,11 @@ def test_rates_are_a_third_and_three_times_the_profiles():
 
 @pytest.mark.parametrize(
     "arguments, told",
-    [(["nobody"], "'nobody' is not a row"), (["finetune", "--set", "validation_fraction=0"], "no validation part")],
+    [
+        (["nobody"], "'nobody' is not a row"),
+        (["cal-one-look"], "trains as cal does; search that one"),
+        (["finetune", "--set", "validation_fraction=0"], "no validation part"),
+    ],
 )
 def test_what_cannot_be_searched_is_told_before_anything_is_trained(overrides, arguments, told, monkeypatch, capsys):
     options = [text for key, value in overrides.items() for text in ("--set", f"{key}={value}")]

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
+from fgvclib.study.experiment import Experiment
 from fgvclib.systems.cal import CAL, WSDAN, CALOneLook, draw, draw_maps, marked, marked_box, pool
+from fgvclib.training import loop
+from fgvclib.training.checkpoints import read_checkpoint, weights_checksum
 
 BACKBONE = "efficientnet_lite0.pypi"
 CLASSES = 3
@@ -151,3 +154,24 @@ def test_parameters_beyond_the_backbone(backbone, size, maps, channels):
     system = CAL(CLASSES, backbone, size, pretrained=False)
     own = sum(p.numel() for p in system.parameters()) - sum(p.numel() for p in system.backbone.parameters())
     assert own == channels * maps + 2 * maps + maps * channels * CLASSES
+
+
+def test_one_look_takes_the_weights_of_cal_as_it_trains_alike(tiny, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FGVC_DATA", str(data_folder))
+    told, experiments = [], []
+    for name in ("alone", "after"):
+        monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / name))
+        experiments.append(Experiment("smoke", "synthbirds", 0, tiny.changes() | {"epochs": 1}))
+    alone, after = experiments
+    trained, cal = alone.run("cal-one-look"), after.run("cal")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_one_epoch", None)
+        taken = after.run("cal-one-look", announce=told.append)
+    assert "cal-one-look-seed0: takes the weights of cal-seed0, which trains alike" in told
+    assert weights_checksum(taken.checkpoint) == weights_checksum(trained.checkpoint)
+    assert taken.metrics == trained.metrics != cal.metrics
+    assert taken.history["train_total"].equals(trained.history["train_total"])
+    assert taken.history["validation_accuracy"].isna().all() and taken.trajectories.empty
+    assert read_checkpoint(taken.checkpoint)["provenance"]["trained_as"] == "cal-seed0"
+    before = taken.checkpoint.stat().st_mtime_ns
+    assert after.run("cal-one-look").checkpoint.stat().st_mtime_ns == before

@@ -15,8 +15,8 @@ from fgvclib.data.splits import Splits, load_splits
 from fgvclib.study.bounds import BASELINE, BOUNDS
 from fgvclib.study.elope import ELOPE, elope_values, has_boxes, with_attnet_boxes
 from fgvclib.study.table2 import ROWS
-from fgvclib.systems import SYSTEMS
-from fgvclib.training.runs import CHECKPOINT, Run, load_run, train_or_load, train_unscored
+from fgvclib.systems import SYSTEMS, TRAINED_AS
+from fgvclib.training.runs import CHECKPOINT, Run, load_run, take_training, train_or_load, train_unscored
 from fgvclib.utils.device import device_name
 from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
 from fgvclib.utils.literal import literal
@@ -80,12 +80,16 @@ class Experiment:
 
         With `scored` False the test split is not looked at: see `runs.train_unscored`.
 
-        "ELoPE" takes its boxes from the row "Baseline" with that seed, which is trained first.
+        "ELoPE" takes its boxes from the row "Baseline" with that seed, which is trained first. A system that trains as
+        another does takes that one's weights, where they are here.
         """
         seed, folder = self.seeds[0] if seed is None else seed, self.run_folder(row, seed)
         first = row == ELOPE and (self.has_weights(BASELINE, seed) or not has_boxes(folder))
         baseline = self.run(BASELINE, seed, announce) if first else None
         splits = self._splits_of(row, seed, folder, baseline, announce)
+        twin = TRAINED_AS.get(row)
+        if twin and not self.has_run(row, seed) and self.has_weights(twin, seed):
+            take_training(Run(folder, self.row_config(row), seed, splits), self.run(twin, seed, announce), announce)
         train = train_or_load if scored else train_unscored
         return train(self.row_config(row), splits, seed, folder, announce)
 

@@ -36,6 +36,7 @@ SYSTEMS: dict[str, type[System]] = {
     "racnn": RACNN,
     "ise": ISE,
 }
+TRAINED_AS = {"cal-one-look": "cal"}  # which trains alike and answers otherwise
 
 
 def build_network(config: Config, num_classes: int, pretrained: bool = True) -> EndToEndModel | System:

@@ -27,7 +27,7 @@ from fgvclib.model.geometry import target_box
 from fgvclib.model.system import EndToEndModel
 from fgvclib.systems import build_network
 from fgvclib.systems.base import System
-from fgvclib.training.checkpoints import previous_path, read_checkpoint
+from fgvclib.training.checkpoints import previous_path, read_checkpoint, save_checkpoint
 from fgvclib.training.evaluation import predict, summarise
 from fgvclib.training.identity import differences, run_identity
 from fgvclib.training.loop import train
@@ -129,6 +129,27 @@ def train_unscored(
         with training_lock(run.folder, announce):
             _train(run, announce)
     return run
+
+
+def take_training(run: Run, trained: Run, announce: Callable[[str], None] = print) -> None:
+    """Let `run` begin at the end of `trained`, whose system trains alike and answers otherwise; nothing is replaced.
+
+    The validation scores of its epochs stay behind, as they are those of the other answers.
+    """
+    with training_lock(run.folder, announce):
+        if process_state().is_main_process and not run.checkpoint.exists():
+            announce(f"{run.folder.name}: takes the weights of {trained.folder.name}, which trains alike")
+            state = read_checkpoint(trained.checkpoint)
+            history = [_without_validation(record) for record in state["history"]]
+            made_by = state["provenance"] | {"trained_as": trained.folder.name}
+            identity = run_identity(run.config, run.splits, run.seed)
+            save_checkpoint(run.checkpoint, state | identity | {"history": history, "provenance": made_by})
+    process_state().wait_for_everyone()
+
+
+def _without_validation(record: dict) -> dict:
+    kept = {name: value for name, value in record.items() if not name.startswith("validation_")}
+    return kept | {"validation_accuracy": math.nan, "watched_boxes": []}
 
 
 def load_run(
