@@ -1,9 +1,9 @@
 """CPU time of one answer of the systems of Table 3 over that of timm's plain ResNet-50: ours beside the official code.
 
-    python benchmarks/systems.py --systems nts,mmal,pmg
+    python benchmarks/systems.py --systems nts,mmal,pmg --official official
 
 One photo of 448 pixels, one thread, random weights. All take turns, so that a busy machine slows all alike; the ratios
-are medians. The official code was measured so, with the repositories that `OFFICIAL` names.
+are medians. The folder `official` holds clones of the authors' repositories, see `official.py`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import timm
 import torch
+from official import AsPublished, official_networks
 
 from fgvclib.config import END_TO_END, PAPER
 from fgvclib.study.efficiency import CLASSES, Answering, compare, inference, noise, ratios
@@ -21,11 +22,6 @@ from fgvclib.systems import SYSTEMS, build_network
 from fgvclib.utils.provenance import provenance
 
 PLAIN = "plain ResNet-50"
-OFFICIAL = {  # system → ratio, and where from
-    "nts": (2.61, "yangze0930/NTS-Net, six parts"),
-    "mmal": (2.09, "ZF4444/MMAL-Net"),
-    "pmg": (1.87, "PRIS-CV/PMG-Progressive-Multi-Granularity-Training"),
-}
 
 
 def main() -> None:
@@ -33,10 +29,15 @@ def main() -> None:
     parser.add_argument("--systems", default="nts,mmal,pmg", help=f"of {', '.join([END_TO_END, *SYSTEMS])}")
     parser.add_argument("--repetitions", type=int, default=5, help="after one that is not counted; default: 5")
     parser.add_argument("--size", type=int, default=448, help="side of the photo in pixels; default: 448")
+    parser.add_argument("--official", type=Path, help="folder with clones of the authors' repositories")
     parser.add_argument("--output", type=Path, help="CSV file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table = measure(options.systems.split(","), options.size, options.repetitions)
+    try:
+        official = official_networks(options.official) if options.official else {}
+    except ValueError as error:
+        parser.error(str(error))
+    table = measure(options.systems.split(","), official, options.size, options.repetitions)
     print(table.round(2).to_string(index=False, na_rep=""))
     if options.output:
         made = provenance()
@@ -44,8 +45,8 @@ def main() -> None:
         table.assign(**made_by).to_csv(options.output, index=False, float_format="%.4f")
 
 
-def measure(systems: list[str], size: int, repetitions: int) -> pd.DataFrame:
-    """One row a system: its CPU time over the plain network's, and that of the official code where it is known."""
+def measure(systems: list[str], official: dict[str, AsPublished], size: int, repetitions: int) -> pd.DataFrame:
+    """One row a system: its CPU time over the plain network's, and that of its authors' code where it is given."""
     config = replace(PAPER, backbone="resnet50.tv_in1k", image_size=size, crop_size=size, batch_size=1)
     photo = noise(config)
     plain = timm.create_model("resnet50", num_classes=CLASSES)
@@ -53,12 +54,14 @@ def measure(systems: list[str], size: int, repetitions: int) -> pd.DataFrame:
     for system in systems:
         network = build_network(replace(config, system=system), CLASSES, pretrained=False)
         sides[system] = inference(Answering(network).to(photo.device), photo)
+    for network in official.values():
+        sides[network.source] = inference(network, photo)
     times = compare(sides, budget_s=math.inf, repetitions=repetitions)
-    ours = ratios(times, over=PLAIN)["cpu_time_value"]
+    found = ratios(times, over=PLAIN)["cpu_time_value"]
     rows = []
     for system in systems:
-        official, source = OFFICIAL.get(system, (math.nan, ""))
-        rows.append({"system": system, "ours": ours[system], "official": official, "measured_with": source})
+        source = official[system].source if system in official else None
+        rows.append({"system": system, "ours": found[system], "official": found.get(source), "official_code": source})
     return pd.DataFrame(rows)
 
 

@@ -387,7 +387,7 @@ def _systems() -> Iterable[str]:
                 "system": row["system"],
                 "ours": number(row["ours"], ".2f"),
                 "official code": number(row["official"], ".2f"),
-                "that of": row["measured_with"] if isinstance(row["measured_with"], str) else "–",
+                "that of": row["official_code"] if isinstance(row["official_code"], str) else "–",
             }
             for row in table.to_dict("records")
         ]
