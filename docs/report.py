@@ -38,6 +38,10 @@ QUESTIONS = {  # the first row minus the second
     "Do the gradients through the crop and AffNet help?": ("End-to-end", "No end-to-end"),
     "Does the classifier's gradient help?": ("End-to-end", "No gradient from the classifier"),
     "Does the gradient from AffNet into AttNet help?": ("End-to-end", "No gradient from AffNet to AttNet"),
+    "Does end-to-end training help with the paper's losses?": (
+        "Paper's losses and live teacher",
+        "No end-to-end with the paper's losses",
+    ),
     "Does our recipe help?": ("End-to-end", "Paper's losses and live teacher"),
     "Is it better than the middle of the photo?": ("End-to-end", "Centre crop"),
     "How much better is the true box?": ("Oracle crop", "End-to-end"),

@@ -115,6 +115,7 @@ def test_every_row_has_a_configuration():
     for name, values in BOUNDS.items():
         config = Experiment("smoke", "synthbirds").row_config(name)
         assert {key: getattr(config, key) for key in values} == values
+        assert "," not in name  # `fgvc train --rows` separates rows so
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -136,6 +137,11 @@ def test_row_without_the_classifiers_gradient_differs_in_that_alone():
 def test_papers_row_is_the_paper_profile_itself():
     paper = Experiment("paper", "cub200")
     assert paper.row_config("Paper's losses and live teacher") == paper.row_config("End-to-end") == paper.config
+    assert (
+        paper.row_config("No end-to-end with the paper's losses") == paper.row_config("No end-to-end") != paper.config
+    )
+    row = "o gradient from AffNet to AttNet"
+    assert paper.row_config(f"N{row} with the paper's losses") == paper.row_config(f"N{row}") != paper.config
 
 
 @pytest.mark.parametrize("profile", ["smoke", "cpu", "photos"])

@@ -19,9 +19,13 @@ PAPERS_KEYS = (
     *("lambda_emb", "lambda_att", "lambda_aff", "beta_att", "beta_aff", "localisation_epochs", "warmup_epochs"),
 )
 
+PAPERS = {key: getattr(PAPER, key) for key in PAPERS_KEYS}
+
 BOUNDS: dict[str, dict] = {
     "Centre crop": {**ROWS[BASELINE], "fixed_box": "centre"},
-    "Paper's losses and live teacher": {key: getattr(PAPER, key) for key in PAPERS_KEYS},
+    "Paper's losses and live teacher": PAPERS,
+    "No end-to-end with the paper's losses": PAPERS | ROWS["No end-to-end"],
+    "No gradient from AffNet to AttNet with the paper's losses": PAPERS | ROWS["No gradient from AffNet to AttNet"],
     "No gradient from the classifier": {"beta_aff": 0.0},  # AttNet still hears L_aff, through AffNet
     "Teacher crop": {**ROWS[BASELINE], "fixed_box": "teacher", "teacher_weights": "imagenet"},
     ORACLE: {**ROWS[BASELINE], "fixed_box": "oracle"},
