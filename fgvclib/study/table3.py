@@ -144,7 +144,8 @@ def own_recipes(search: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
     own = {system: experiment.with_values(learning_rate=rate).find(system, seed) for system, rate in rates.items()}
     common = {system: experiment.find(system, seed) for system in rates.index}
     systems = [system for system in rates.index if own[system] and common[system]]
-    table = 100 * search.pivot_table(index="system", columns="learning_rate", values="last_accuracy").loc[systems]
+    tried = search.pivot_table(index="system", columns="learning_rate", values="last_accuracy").loc[systems]
+    table = (100 * tried).round(9)  # 100 · 0.55 is not 55
     table["own_rate"] = rates[systems]
     for recipe, runs in {"common": common, "own": own}.items():
         table[f"{recipe}_accuracy"] = [100 * runs[system].metrics["accuracy"] for system in systems]
