@@ -222,7 +222,10 @@ def _answers(name: str) -> Iterable[str]:
 
 
 def _table1(name: str) -> Iterable[str]:
-    table = pd.read_csv(REFERENCE / name / "table1.csv", dtype={"seeds": str})
+    path = REFERENCE / name / "table1.csv"
+    if not path.exists():
+        return
+    table = pd.read_csv(path, dtype={"seeds": str})
     yield "### Table 1: from attention map to box"
     yield "`paper | ours`. A row that is not trained here has parameters and runtime alone. Runtime: one map, batch 1."
     scores = {"SL1 error [10⁻³]": ("sl1_error", 1e3, ".2f"), "IoU > 0.80": ("iou_gt_0.80", 1, ".2f")}
@@ -336,6 +339,7 @@ def _real_birds() -> Iterable[str]:
 def _classifiers(birds: str) -> Iterable[str]:
     yield provenance(birds)
     yield from _boxes(birds)
+    yield from _table1(birds)
     yield from _table2(birds)
     yield from _bounds(birds)
     yield from _answers(birds)
