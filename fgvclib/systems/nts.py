@@ -30,6 +30,7 @@ WIDTH = 128  # channels of the navigator
 PROPOSED, CONCATENATED = 6, 4  # windows looked at in training, and those of them whose features answer
 NMS_IOU = 0.25
 DROPOUT = 0.5
+NAVIGATOR_RATE = 0.1  # ours: at the full rate of the other systems the rank loss makes it diverge
 
 
 class Navigator(nn.Module):
@@ -103,6 +104,13 @@ class NTS(System):
             "rank": rank_loss(looks.parts["scores"], of_windows.detach().view(-1, PROPOSED)),
         }
         return terms | {"total": sum(terms.values())}
+
+    def groups(self) -> list[dict]:
+        layers = [self.backbone, self.photo, self.window, self.together]
+        return [
+            {"params": [parameter for layer in layers for parameter in layer.parameters()], "rate": 1.0},
+            {"params": list(self.navigator.parameters()), "rate": NAVIGATOR_RATE},
+        ]
 
 
 def rank_loss(scores: Tensor, errors: Tensor) -> Tensor:
