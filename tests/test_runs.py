@@ -297,6 +297,21 @@ def test_training_that_other_code_began_says_so_and_remembers_it(tiny, splits, c
     assert all(torch.equal(value, half["model"][name]) for name, value in done["model"].items())
 
 
+@pytest.mark.parametrize("part", ["model", "optimiser"])
+def test_training_whose_parameters_have_changed_since_says_so(tiny, splits, copy, part):
+    state = read_checkpoint(copy / "checkpoint.pt")
+    state["provenance"]["commit"] = "a" * 40
+    if part == "model":
+        state["model"].popitem()
+    else:
+        state["optimiser"]["param_groups"].pop()
+    torch.save(state, copy / "checkpoint.pt")
+    with pytest.raises(
+        ValueError, match=r"\(commit aaaaaaaaaa.*\), whose parameters are not the present ones. --fresh"
+    ):
+        next(loop.train(tiny, splits, 0, copy / "checkpoint.pt"))
+
+
 def test_run_of_several_processes_is_read_by_one_with_a_remark(tiny, splits, copy):
     stored = json.loads((copy / "metrics.json").read_text())
     (copy / "metrics.json").write_text(json.dumps(stored | {"world_size": 4}))

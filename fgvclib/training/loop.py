@@ -290,13 +290,22 @@ def check_batches(config: Config, splits: Splits) -> None:
 
 
 def resume(path: Path, identity: dict, parts: dict) -> tuple[list[dict], list[dict]]:
-    """Load the checkpoint, where there is one, into `parts` → its history, and its provenance by other library code."""
+    """Load the checkpoint, where there is one, into `parts` → its history, and its provenance by other library code.
+
+    Raises ValueError where other code has given the parts other parameters, or grouped them otherwise.
+    """
     state = load_checkpoint(path, identity)
     if state is None:
         return [], []
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
     before = state.get("provenance", {})
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} was begun by other library code ({describe_code(before)}), whose parameters are not the present "
+            "ones. --fresh trains anew."
+        ) from error
     if before.get("library") == library_hash():
         return state["history"], before["earlier"]
     warnings.warn(
