@@ -91,7 +91,7 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
         if np.isfinite(share):
             left.annotate(f"{share:.0%}", (value, place), (0, 7), textcoords="offset points", ha="center", size="small")
     left.set(xlabel="test accuracy [%]; small: share of the gain", ylim=(-0.6, len(table) - 0.3))
-    left.set_yticks(places, table["row"].str.replace(" (and live|with the)", r"\n\1", regex=True), fontsize="small")
+    left.set_yticks(places, table["row"].str.replace(" (and live|with the)", "\n\\1", regex=True), fontsize="small")
     if "Oracle crop" not in accuracy:
         remark_no_boxes(right)
         return figure
