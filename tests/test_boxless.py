@@ -33,9 +33,15 @@ def test_photo_without_a_true_box_is_drawn_without_it(ax):
 
 
 def test_bounds_without_an_oracle_show_the_accuracies_alone():
-    rows = {"row": ["Baseline", "End-to-end"], "seeds": "0 1", "accuracy_mean": [75.0, 80.0], "accuracy_std": np.nan}
+    rows = {
+        "row": ["Baseline", "End-to-end with the paper's losses"],
+        "seeds": "0 1",
+        "accuracy_mean": [75.0, 80.0],
+        "accuracy_std": np.nan,
+    }
     figure = bounds_figure(pd.DataFrame(rows | {"share_of_gain": np.nan, "box_acc_0.5": np.nan}))
     left, right = figure.axes
     assert left.containers[0].lines[0].get_xdata().tolist() == [75, 80] and not left.get_title()
+    assert [label.get_text() for label in left.get_yticklabels()] == ["Baseline", "End-to-end\nwith the paper's losses"]
     assert "no true boxes" in right.texts[0].get_text()
     plt.close(figure)
