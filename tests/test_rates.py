@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from fgvclib.config import PROJECT, load_config, results_folder
+from fgvclib.study import elope
 from fgvclib.study.experiment import Experiment
 from fgvclib.study.intervals import run_difference
 from fgvclib.study.table3 import own_recipes
@@ -57,6 +58,13 @@ def test_three_rates_are_trained_once_without_a_look_at_the_test_split(overrides
         patch.setattr(loop, "train_one_epoch", fail)
         other = Experiment("smoke", "synthbirds", 0, overrides | {"learning_rate": 0.001})
         assert not other.has_run("finetune") and other.run("finetune").metrics["accuracy"] >= 0
+
+
+def test_search_for_elope_does_not_look_at_the_test_split_either(overrides, monkeypatch):
+    """Its boxes need a Baseline with each rate."""
+    monkeypatch.setattr(runs, "_predict_test", fail)
+    monkeypatch.setattr(elope, "EPOCHS", 1)
+    assert len(search(overrides | {"epochs": 1}, "ELoPE")) == 3
 
 
 def test_run_of_the_chosen_rate_alone_is_scored(overrides, monkeypatch):

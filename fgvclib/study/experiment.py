@@ -85,7 +85,7 @@ class Experiment:
         """
         seed, folder = self.seeds[0] if seed is None else seed, self.run_folder(row, seed)
         first = row == ELOPE and (self.has_weights(BASELINE, seed) or not has_boxes(folder))
-        baseline = self.run(BASELINE, seed, announce) if first else None
+        baseline = self.run(BASELINE, seed, announce, scored) if first else None
         splits = self._splits_of(row, seed, folder, baseline, announce)
         twin = TRAINED_AS.get(row)
         if twin and not self.has_run(row, seed) and self.has_weights(twin, seed):
