@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fgvclib.study import bounds, table2
 from fgvclib.study.intervals import Difference, crossed_difference
 from fgvclib.study.table3 import RIVALS
 
@@ -20,6 +21,7 @@ REFERENCE = ROOT / "results" / "reference"
 DRAWN, BIRDS, EFFICIENCY = "cpu-synthbirds", "photos-cub200", "paper-efficiency"
 TEACHERS_OF_ALL, ALL_BIRDS = "photos-cub200-all", "photos-cub200-num_classes=200"
 RIVALS_ON_BIRDS = "photos-cub200-num_classes=50"
+LARGE_CROPS = "cpu-synthbirds-crop_size=224"
 ROWS = {  # method of table3.csv → row that its runs are named after
     "Classifier without localisation": "Baseline",
     "End-to-end (setting 1)": "End-to-end",
@@ -62,7 +64,7 @@ def results_page() -> str:
     made = "Made by `python docs/report.py` from [the committed runs](../results/README.md), never edited by hand."
     parts = ["# Results", made]
     parts += ["## Drawn birds", provenance(DRAWN), *_table2(DRAWN), *_answers(DRAWN)]
-    parts += [*_table1(DRAWN), *_table3(DRAWN), *_own_recipes(DRAWN)]
+    parts += [*_table1(DRAWN), *_table3(DRAWN), *_nts(), *_own_recipes(DRAWN)]
     parts += [*_real_birds(), "## Efficiency", provenance(EFFICIENCY), *_efficiency()]
     return "\n\n".join(parts) + "\n"
 
@@ -144,7 +146,7 @@ def accuracies(name: str) -> dict[str, dict[int, float]]:
 
 def _row_name(folder: str) -> str:
     """The row that a run's folder was named after, with blanks again."""
-    return folder.replace("-", " ").replace("nd to end", "nd-to-end")
+    return {row.replace(" ", "-"): row for row in (*table2.ROWS, *bounds.BOUNDS, *ROWS.values())}[folder]
 
 
 def difference(name: str, first: str, second: str) -> Difference:
@@ -290,6 +292,19 @@ def _table3(name: str) -> Iterable[str]:
     ]
     yield markdown(rows)
     yield f"![Accuracy over cost](../results/reference/{name}/figures/07_measured.png)"
+
+
+def _nts() -> Iterable[str]:
+    runs = accuracies(LARGE_CROPS)
+    seeds = shared_seeds(runs, "nts", "finetune")
+    means = {row: sum(runs[row][seed] for seed in seeds) / len(seeds) for row in ("nts", "finetune")}
+    yield "### NTS-Net, which takes crops of 224 pixels and more"
+    named = "seed" if len(seeds) == 1 else "seeds"
+    yield (
+        f"The same profile at crops of 224 pixels, the whole of the photo ({named} {' '.join(map(str, seeds))}): "
+        f"NTS-Net {means['nts']:.1f} %, fine-tuning {means['finetune']:.1f} %. Difference in points, 95 %: "
+        f"{difference(LARGE_CROPS, 'nts', 'finetune')}. Of one seed the interval is over photos alone."
+    )
 
 
 def _own_recipes(name: str) -> Iterable[str]:
