@@ -21,15 +21,14 @@ from unittest.mock import patch
 import numpy as np
 from torch import Tensor, nn
 
-CLONES = {"nts": "NTS-Net", "mmal": "MMAL-Net", "pmg": "PMG-Progressive-Multi-Granularity-Training"}
 
-
-def official_networks(folder: Path) -> dict[str, nn.Module]:
+def official_networks(folder: Path) -> dict[str, "AsPublished"]:
     """System → its authors' network, of the clones that `folder` has. Raises ValueError where it has none."""
-    found = {system: folder / name for system, name in CLONES.items() if (folder / name).is_dir()}
-    if not found:
-        raise ValueError(f"{folder} has none of the clones {', '.join(CLONES.values())}; `official.py` says how.")
-    return {system: AsPublished(BUILDERS[system], clone) for system, clone in found.items()}
+    there = {system: name for system, (name, _) in CLONES.items() if (folder / name).is_dir()}
+    if not there:
+        names = ", ".join(name for name, _ in CLONES.values())
+        raise ValueError(f"{folder} has none of the clones {names}; benchmarks/official.py says how to get them.")
+    return {system: AsPublished(CLONES[system][1], folder / name) for system, name in there.items()}
 
 
 class AsPublished(nn.Module):
@@ -64,7 +63,11 @@ def build_pmg() -> nn.Module:
     return import_module("model").PMG(import_module("Resnet").resnet50(pretrained=False), 512, 200)
 
 
-BUILDERS = {"nts": build_nts, "mmal": build_mmal, "pmg": build_pmg}
+CLONES = {  # system → folder of its clone, and what builds its network there
+    "nts": ("NTS-Net", build_nts),
+    "mmal": ("MMAL-Net", build_mmal),
+    "pmg": ("PMG-Progressive-Multi-Granularity-Training", build_pmg),
+}
 
 
 class _Called(nn.Module):
