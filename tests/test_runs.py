@@ -267,10 +267,12 @@ def test_run_of_other_library_code_is_loaded_with_a_remark_that_names_both_commi
     monkeypatch.setattr(runs, "code_state", lambda: {"commit": "b" * 40, "dirty": True})
     set_made_by(copy, library="of an earlier losses.py", commit="a" * 40, dirty=False)
     said = []
-    train_or_load(tiny, splits, 0, copy, said.append)
+    monkeypatch.setattr(runs, "_REMARKED", set())
+    for _ in range(2):
+        train_or_load(tiny, splits, 0, copy, said.append)
     assert said == [
-        "copy: made by other library code (commit aaaaaaaaaa; now commit bbbbbbbbbb with changes). "
-        "--fresh trains it anew."
+        "copy: made by other library code (commit aaaaaaaaaa; now commit bbbbbbbbbb with changes; said once for each "
+        "commit). --fresh trains it anew."
     ]
 
 

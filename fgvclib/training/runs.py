@@ -36,6 +36,7 @@ from fgvclib.utils.parallel import create_accelerator, process_state
 from fgvclib.utils.provenance import code_state, describe_code, is_replaced, library_hash
 
 CHECKPOINT = "checkpoint.pt"
+_REMARKED: set[str] = set()  # commits: a notebook that loads forty of their runs says it once for each of them
 ATTNET = "attnet.pt"  # beside them where AttNet was trained before the run: its weights and boxes (study.elope)
 
 
@@ -173,8 +174,11 @@ def _check(folder: Path, stored: dict, identity: dict, announce: Callable[[str],
         raise ValueError(f"{folder} holds another run ({', '.join(found)}); move it away, or train anew with --fresh.")
     made_by = stored.get("provenance", {})
     remarks = []
-    if made_by.get("library") != library_hash():
-        remarks.append(f"made by other library code ({describe_code(made_by)}; now {describe_code(code_state())})")
+    commit = made_by.get("commit")
+    if made_by.get("library") != library_hash() and commit not in _REMARKED:
+        _REMARKED.update({commit} - {None})
+        codes = f"{describe_code(made_by)}; now {describe_code(code_state())}; said once for each commit"
+        remarks.append(f"made by other library code ({codes})")
     if "data" not in stored:
         remarks.append("its data were not recorded, so they may be others")
     if processes != process_state().num_processes:
