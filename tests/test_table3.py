@@ -92,5 +92,6 @@ def test_systems_look_different_in_the_figure():
     rows = {"method": map(str, range(count)), "seeds": "0", "passes": 1.0, "million_macs": 2.0, "a": 50.0, "a_std": 1.0}
     axes = figures.systems_figure(pd.DataFrame(rows), "a", {"passes": [0], "million_macs": [0]}).axes
     for ax in axes:
-        looks = {(line.get_color(), line.get_marker()) for line, *_ in ax.containers}
-        assert len(ax.containers) == len(looks) == count
+        numbers = {text.get_text(): text.get_position() for text in ax.texts}
+        assert list(numbers) == [str(i + 1) for i in range(count)] and len(ax.containers) == count
+        assert len(set(numbers.values())) == count  # equal costs and accuracies, and yet no dot hides another

@@ -40,9 +40,12 @@ def may_show(dataset: str, show_photos: bool) -> bool:
     """Say whether figures draw the photos of a data set, or a blank panel in their place; → whether they do.
 
     The drawn birds of SynthBirds are always shown. Photos of others may carry their photographer's rights: a notebook
-    that is published with its outputs is run with `show_photos` False. Boxes and attention maps are drawn either way.
+    that is published with its outputs is run with `show_photos` False, and prints why panels are blank. Boxes and
+    attention maps are drawn either way.
     """
     _PHOTOS["allowed"] = show_photos or dataset == "synthbirds"
+    if not _PHOTOS["allowed"]:
+        print("Photos are blank panels here: they belong to their photographers. show_photos = True shows them.")
     return _PHOTOS["allowed"]
 
 
@@ -254,7 +257,8 @@ def square_around(box: Sequence[float], width: int, height: int, margin: float =
 def photo_batch(photos: pd.DataFrame, config: Config) -> Tensor:
     """Photos of a table as a normalised batch (N, 3, S, S), without augmentation."""
     dataset = PhotoDataset(photos, config)
-    return torch.stack([dataset[index]["image"] for index in range(len(dataset))])
+    images = [dataset[index]["image"] for index in range(len(dataset))]
+    return torch.stack(images) if images else torch.empty(0, 3, config.image_size, config.image_size)
 
 
 def spot_the_difference(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]]) -> Figure:

@@ -25,7 +25,7 @@ def box_statistics(photos: pd.DataFrame, side: float = 0.7) -> Figure:
     sizes.scatter(x2 - x1, y2 - y1, color=BOX_STYLES["true"]["edgecolor"], label="true boxes", **dots)
     sizes.plot(100 * side, 100 * side, "*", color="black", markersize=13, linestyle="none", label="centre box")
     smaller = ((x2 - x1 < 100 * side) & (y2 - y1 < 100 * side)).mean()
-    sizes.set_title(f"{smaller:.0%} are narrower and lower\nthan the centre box")
+    sizes.set_title(f"{smaller:.0%} are smaller, both ways,\nthan the centre box")
     sizes.set(xlabel="width, % of the image", ylabel="height, % of the image")
     sizes.legend(loc="upper left")
     centres.scatter((x1 + x2) / 2, (y1 + y2) / 2, color=BOX_STYLES["true"]["edgecolor"], **dots)
@@ -295,19 +295,19 @@ def _draw_tensor(ax: Axes, x: float, y: float, symbol: str, shape: str, picture:
     ax.text(x, y - 0.5 if picture is not None else y - 0.25, shape, ha="center", va="top", fontsize=9, color="0.35")
 
 
-def pulls_figure(pictures: np.ndarray, boxes: Tensor, pulls: Mapping[str, Tensor]) -> Figure:
+def pulls_figure(pictures: np.ndarray, boxes: Tensor, goals: Tensor, pulls: Mapping[str, Tensor]) -> Figure:
     """Where each loss wants to move the edges of a box: downhill, as arrows on the middle of each edge.
 
-    pictures (N, H, W, 3) in [0, 1]; boxes (N, 4) xyxy; pulls by the name of the loss, -dL/dbox (N, 4). Arrows show the
-    direction and, within one loss, the size; the longest of each loss is equally long.
+    pictures (N, H, W, 3) in [0, 1]; boxes and the teacher's, `goals`, (N, 4) xyxy; pulls by the name of the loss,
+    -dL/dbox (N, 4). Arrows show the direction and, within one loss, the size; the longest of each loss is equally long.
     """
     figure, axes = image_grid(1, len(pictures), side=2.7)
-    for i, (ax, picture, box) in enumerate(zip(axes[0], pictures, boxes, strict=True)):
+    for i, (ax, picture, box, goal) in enumerate(zip(axes[0], pictures, boxes, goals, strict=True)):
         height, width = picture.shape[:2]
-        show_image(ax, picture, boxes={"predicted": box})
+        show_image(ax, picture, boxes={"target": goal, "predicted": box})
         x1, y1, x2, y2 = (box * torch.tensor([width, height, width, height])).tolist()
         for j, pull in enumerate(pulls.values()):
-            move = (0.15 * width * pull[i] / pull.abs().max()).tolist()
+            move = (0.25 * width * pull[i] / pull.abs().max()).tolist()
             shift = 0.07 * width * (2 * j - len(pulls) + 1)  # so that the arrows do not cover each other
             x, y = (x1 + x2) / 2 + shift, (y1 + y2) / 2 + shift
             for corner, (start_x, start_y) in enumerate([(x1, y), (x, y1), (x2, y), (x, y2)]):

@@ -43,8 +43,12 @@ def table2_figure(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
     return figure
 
 
-def senders_figure(into_map: pd.DataFrame, into_box: pd.DataFrame) -> Figure:
-    """Gradient norms by row (index) and sender (columns) as stacked bars: into the map A, and into theta."""
+def senders_figure(into_map: pd.DataFrame, into_box: pd.DataFrame, limit: float | None = None) -> Figure:
+    """Gradient norms by row (index) and sender (columns) as stacked bars: into the map A, and into theta.
+
+    `limit` is the one on a photo's classification gradient into theta, if there is one.
+    """
+    named = "L2 norms, stacked" + (rf"; the classifier's into $\theta$ at most {limit:g} a photo" if limit else "")
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(into_map) + 1.6), sharey=True)
     looks = {name: (SERIES[i], hatch) for i, (name, hatch) in enumerate(zip(into_map, ["", "//", ".."], strict=False))}
     for ax, sizes, title in zip(axes, (into_map, into_box), ("the map $A$", r"the box $\theta$"), strict=True):
@@ -55,7 +59,7 @@ def senders_figure(into_map: pd.DataFrame, into_box: pd.DataFrame) -> Figure:
             ax.barh(sizes.index, values, 0.6, left=start, **look)
             start = start + values.to_numpy()
         loudest = sizes.iloc[-1].idxmax()
-        ax.set(title=f"Into {title}: the loudest of {sizes.index[-1]!r} is {loudest}", xlabel="L2 norms, stacked")
+        ax.set(title=f"Into {title}: the loudest of {sizes.index[-1]!r} is {loudest}", xlabel=named)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(looks))
     return figure
@@ -107,14 +111,16 @@ def bounds_figure(table: pd.DataFrame) -> Figure:
 def waterfall_figure(accuracy: pd.Series, half_widths: Sequence[float], seeds: str) -> Figure:
     """From row to row, what each step brings: accuracies in per cent, in the order of the steps, over the same seeds.
 
-    half_widths: of each step's 95 % interval, NaN where there is none. A step whose interval holds zero is grey.
+    half_widths: of each step's 95 % interval, NaN where there is none. A step whose interval holds zero is grey; the
+    first row, from which the steps start, is an outline.
     """
     figure, ax = plt.subplots(figsize=(8.5, 0.5 * len(accuracy) + 1.2))
     places, steps = np.arange(len(accuracy))[::-1], accuracy.diff()
     starts = accuracy - steps.fillna(accuracy)
     told = zip(steps.iloc[1:], half_widths, strict=True)
-    colours = ["grey", *((SERIES[2] if step > 0 else SERIES[1]) if abs(step) > half else "grey" for step, half in told)]
-    ax.barh(places, steps.fillna(accuracy), left=starts, color=colours, height=0.6)
+    colours = [SERIES[2] if step > half else SERIES[1] if -step > half else "grey" for step, half in told]
+    edges = ["black", *["none"] * (len(accuracy) - 1)]
+    ax.barh(places, steps.fillna(accuracy), left=starts, color=["white", *colours], edgecolor=edges, height=0.6)
     texts = [f"{accuracy.iloc[0]:.1f}", *(f"{step:+.1f}" for step in steps.iloc[1:])]
     ax.errorbar(accuracy.iloc[1:], places[1:], xerr=half_widths, fmt="none", color="black", capsize=3)
     reach = np.nan_to_num([0.0, *half_widths])
@@ -188,22 +194,26 @@ def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequen
     """Accuracy over cost, both of one answer: the rows of a table with means and std. over seeds in `column`.
 
     fronts: the Pareto front over "passes" and over "million_macs", as positions in the table. Filled: on the front.
-    Over passes, dots stand a little aside of each other.
+    A dot has its row's number. Dots stand a little aside of each other, or equal costs would hide them.
     """
-    titles = {"passes": "passes of the backbone", "million_macs": "million multiply-adds (log)"}
+    titles = {"passes": "passes of the backbone, one photo", "million_macs": "million multiply-adds (log), one photo"}
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.28 * len(table) + 3.2), sharey=True)
-    looks = [(SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)]) for i in range(len(table))]
+    colours = [SERIES[i % len(SERIES)] for i in range(len(table))]
     for ax, (cost, title) in zip(axes, titles.items(), strict=True):
         front = table.iloc[fronts[cost]]
         ax.step(front[cost], front[column], where="post", color="grey", linewidth=1.2, linestyle="--", zorder=1)
-        for place, ((colour, marker), row) in enumerate(zip(looks, table.to_dict("records"), strict=True)):
+        for place, (colour, row) in enumerate(zip(colours, table.to_dict("records"), strict=True)):
             spread = 0 if np.isnan(row[f"{column}_std"]) else row[f"{column}_std"]
-            look = {"color": colour, "marker": marker, "markersize": 9, "linestyle": "none", "capsize": 3}
-            look |= {} if place in fronts[cost] else {"markerfacecolor": "white"}
-            aside = 0.15 * (place / len(table) - 0.5) if cost == "passes" else 0  # or equal costs hide each other
-            label = f"{row['method']} (seed{'s' * (' ' in row['seeds'])} {row['seeds']})"
-            ax.errorbar(row[cost] + aside, row[column], yerr=spread, label=label, linewidth=1, **look)
-        ax.set(xlabel=f"{title}, one photo")
+            filled = place in fronts[cost]
+            look = {"color": colour, "marker": "o", "markersize": 13, "linestyle": "none", "capsize": 3}
+            look |= {} if filled else {"markerfacecolor": "white"}
+            share = place / len(table) - 0.5
+            where = row[cost] + 0.4 * share if cost == "passes" else row[cost] * (1 + 0.3 * share)
+            label = f"{place + 1} {row['method']} (seed{'s' * (' ' in row['seeds'])} {row['seeds']})"
+            ax.errorbar(where, row[column], yerr=spread, label=label, linewidth=1, **look)
+            inside = {"ha": "center", "va": "center", "color": "white" if filled else "black", "fontsize": 8}
+            ax.text(where, row[column], str(place + 1), zorder=5, **inside)
+        ax.set(xlabel=f"{title}; dots moved sideways")
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set_xscale("log")
     for plain in (axes[1].xaxis.set_major_formatter, axes[1].xaxis.set_minor_formatter):
@@ -338,11 +348,11 @@ def scale_figure(classes: pd.DataFrame, photos: pd.DataFrame, names: Mapping[str
             label="linear, to compare",
         )
         ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    left.set(xlabel="classes", ylabel="ms")
+    left.set(xlabel="classes", ylabel="time [ms]")
     left.set_title(
         f"{_factor(classes['classes']):g} × the classes: {_factor(classes['loss_ms']):.1f} × the loss's time"
     )
-    right.set(xlabel="photos of the data set", ylabel="s")
+    right.set(xlabel="photos of the data set", ylabel="time [s]")
     factor, seconds = _factor(photos["photos"]), photos.filter(like="_s").sum(axis=1)
     right.set_title(
         f"{factor:g} × the photos: {_factor(seconds):.0f} × the time, {_factor(photos['mib']):.0f} × the memory"
