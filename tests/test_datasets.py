@@ -94,6 +94,15 @@ def test_splits_have_relative_boxes_but_not_for_training(root, name):
         assert [row[corner] for corner in BOX] == pytest.approx(expected)
 
 
+def test_what_is_looked_at_before_the_test_is_the_validation_part_or_training_photos_without_boxes(layout):
+    config, _, _ = layout
+    splits = load_splits(config)
+    assert splits.watched.equals(splits.validation)
+    splits = load_splits(replace(config, validation_fraction=0.0))
+    assert list(splits.watched.columns) == list(splits.test.columns) and splits.watched[BOX].isna().all(axis=None)
+    assert set(splits.watched["path"]) <= set(splits.train["path"]) and 0 < len(splits.watched) <= 40
+
+
 def test_classes_are_chosen_by_index_and_numbered_anew(layout):
     config, _, _ = layout
     whole, _ = read_dataset(config)

@@ -62,6 +62,15 @@ def test_training_is_shown_with_every_epoch_and_the_run_is_the_plain_one(experim
     assert Image.open(BytesIO(images[1])).size == Image.open(BytesIO(images[2])).size
 
 
+@pytest.mark.parametrize("row", ["Baseline", "End-to-end"])
+def test_training_without_validation_photos_is_shown_by_its_losses(experiment, shown, row):
+    """As in the paper profile. A training must not end because there is nothing to draw."""
+    with_none = experiment.with_values(validation_fraction=0.0)
+    assert live.train(with_none, row).history["epoch"].tolist() == [1, 2]
+    (box,) = shown
+    assert bytes(box.children[1].value).startswith(b"\x89PNG")
+
+
 def test_finished_run_is_loaded_and_shows_nothing(experiment, shown, monkeypatch):
     monkeypatch.setattr(Experiment, "has_run", lambda self, row: True)
     monkeypatch.setattr(Experiment, "run", lambda self, row: "the run")

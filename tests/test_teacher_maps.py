@@ -52,6 +52,11 @@ def test_maps_are_the_root_mean_square_of_imagenets_last_stage(config, splits):
     assert found[:, 0].numpy() == pytest.approx(scaled(rms), abs=2e-3)  # kept in half precision
 
 
+def test_no_photos_have_no_maps(config, splits):
+    """The paper profile sets no validation photos aside."""
+    assert teacher_maps(splits.test.head(0), config).shape == (0, 1, config.map_size, config.map_size)
+
+
 @pytest.mark.parametrize("mean", ["ddt", "ddt+rms"])
 def test_ddt_is_the_first_principal_component_of_the_training_photos_cells(config, splits, mean):
     config = replace(config, teacher_mean=mean, map_size=4)

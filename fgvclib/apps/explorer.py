@@ -226,9 +226,9 @@ class Explorer:
 
     @torch.no_grad()
     def agreement(self, row: str, thresholds: Sequence[float]) -> pd.Series:
-        """Mean IoU of AffNet's box and the exact one of the same map A, over the validation photos, by threshold."""
+        """Mean IoU of AffNet's box and the exact one of the same map A, over `Splits.watched`, by threshold."""
         model = self.model(row)
-        loader = evaluation_loader(self.experiment.splits.validation, self.config)
+        loader = evaluation_loader(self.experiment.splits.watched, self.config)
         with on_default_device(model) as device:
             maps = torch.cat([model.attnet(batch["image"].to(device)).cpu() for batch in loader])
         sharpness = self.as_trained(row)[1]

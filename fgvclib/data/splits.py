@@ -8,6 +8,7 @@ True boxes serve evaluation alone. They live in the validation and test tables t
 table of `Splits` has no such columns.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,17 @@ class Splits:
     validation: pd.DataFrame
     test: pd.DataFrame
     class_names: list[str]
+
+    @property
+    def watched(self) -> pd.DataFrame:
+        """Photos to look at before the test: the validation part or, where it is empty, up to 40 training photos.
+
+        Of training photos the boxes are NaN.
+        """
+        if len(self.validation):
+            return self.validation
+        few = self.train.iloc[:: math.ceil(len(self.train) / 40)].reset_index(drop=True)
+        return few.reindex(columns=self.validation.columns).assign(**dict.fromkeys(BOX, float("nan")))
 
 
 def prepare_dataset(config: Config) -> Path:

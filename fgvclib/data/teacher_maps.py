@@ -50,7 +50,8 @@ def teacher_maps(photos: pd.DataFrame, config: Config, component: Tensor | None 
     or needs a component and has none.
     """
     teacher = build_teacher(config)
-    return torch.cat([teacher.to_map(batch, component) for batch in _batches(_stored(photos, config))])
+    maps = [teacher.to_map(batch, component) for batch in _batches(_stored(photos, config))]
+    return torch.cat(maps) if maps else torch.empty(0, 1, config.map_size, config.map_size)
 
 
 def maps_of(backbone: nn.Module, photos: pd.DataFrame, config: Config) -> Tensor:

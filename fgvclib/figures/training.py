@@ -8,27 +8,38 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from fgvclib.figures.boxes import cut, show_image
+from fgvclib.figures.boxes import box_legend, cut, show_image
 from fgvclib.figures.style import MARKERS, SERIES, shorten, show_curves
 
 FRAMES = 8  # epochs that the film strip of a running training has room for
+TRAIL = 5  # boxes of one photo that can be told apart
 
 
-def box_trails(pictures: np.ndarray, trails: np.ndarray, steps: Sequence[int], iou: np.ndarray | None = None) -> Figure:
-    """All boxes of a training on each photo, from light (early) to dark (late); below them the IoU as it went.
+def box_trails(
+    pictures: np.ndarray,
+    trails: np.ndarray,
+    steps: Sequence[int],
+    iou: np.ndarray | None = None,
+    reference: Mapping[str, np.ndarray] | None = None,
+    unit: str = "step",
+) -> Figure:
+    """Boxes of a training on each photo, from light (early) to dark (late); below them the IoU as it went.
 
-    pictures (N, H, W, 3) in [0, 1]; trails (N, T, 4) xyxy in [0, 1] after each of the `steps` (T,); iou (N, T).
+    pictures (N, H, W, 3) in [0, 1]; trails (N, T, 4) xyxy in [0, 1] after each of the `steps` (T,), counted in `unit`;
+    iou (N, T); reference: boxes (N, 4) to compare with, by their kind. At most TRAIL boxes are drawn on a photo.
     """
     rows = 1 if iou is None else 2
     size = (2.7 * len(pictures), 2.8 + 1.15 * (rows - 1))
     figure, axes = plt.subplots(rows, len(pictures), figsize=size, height_ratios=[2.6, 1][:rows], squeeze=False)
-    colours = plt.get_cmap("Oranges")(np.linspace(0.15, 1, len(steps)))
+    colours = plt.get_cmap("Oranges")(np.linspace(0.2, 1, len(steps)))
+    drawn = np.unique(np.linspace(0, len(steps) - 1, TRAIL).astype(int))
     for column, (picture, boxes) in enumerate(zip(pictures, trails, strict=True)):
         height, width = picture.shape[:2]
-        show_image(axes[0, column], 0.5 + 0.5 * picture)  # pale, so that light lines can be told from dark ones
-        for box, colour in zip(boxes, colours, strict=True):
+        goals = {kind: boxes_of_kind[column] for kind, boxes_of_kind in (reference or {}).items()}
+        show_image(axes[0, column], 0.25 + 0.75 * picture, boxes=goals)  # pale: light lines can be told from dark ones
+        for box, colour in zip(boxes[drawn], colours[drawn], strict=True):
             (x1, x2), (y1, y2) = box[::2] * width, box[1::2] * height
             look = {"edgecolor": colour, "linewidth": 1.8, "clip_on": False}
             axes[0, column].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **look))
@@ -37,6 +48,9 @@ def box_trails(pictures: np.ndarray, trails: np.ndarray, steps: Sequence[int], i
         ax.scatter(steps, iou[column], color=colours, s=22, zorder=3, edgecolor="0.4", linewidth=0.5)
         ax.set(ylim=(0, 1), yticks=[0, 0.5, 1], title=f"IoU at the end: {iou[column, -1]:.2f}")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        ax.set(xlabel=unit, ylabel="" if column else "IoU")
+    if reference:
+        box_legend(figure, list(reference))
     return figure
 
 
@@ -52,8 +66,8 @@ def _draw_film(axes: np.ndarray, pictures: np.ndarray, trajectories: pd.DataFram
 
 def loss_curves(history: pd.DataFrame) -> dict[str, pd.Series]:
     """The weighted loss terms of `Run.history` (index: epoch) that were on, by name, for `show_curves`."""
-    terms = {name: history[f"train_{name}"] for name in ("cross_entropy", "embedding", "attention", "affine")}
-    return {name.replace("_", " "): values for name, values in terms.items() if values.any()}
+    terms = {name: history.get(f"train_{name}") for name in ("cross_entropy", "embedding", "attention", "affine")}
+    return {name.replace("_", " "): values for name, values in terms.items() if values is not None and values.any()}
 
 
 def training_figure(
@@ -67,10 +81,10 @@ def training_figure(
     """A training of `epochs` so far: loss terms, accuracy and boxes, and below them the crops after some epochs.
 
     history and trajectories as in `Run`; pictures (N, H, W, 3) in [0, 1] of its photos, in the order of `row`; at most
-    FRAMES epochs as `frames`.
+    FRAMES epochs as `frames`. Without a validation part there are no pictures, and no scores of one.
     """
     history = history.set_index("epoch")
-    heights = [3.0, 1.2 * len(pictures)]
+    heights = [3.0, max(0.1, 1.2 * len(pictures))]
     figure = plt.figure(figsize=(10.5, sum(heights)))
     above, below = figure.subfigures(2, 1, height_ratios=heights)
     losses, quality = above.subplots(1, 2)
@@ -83,10 +97,11 @@ def training_figure(
     quality.set_ylim(0, 1)
     for ax in (losses, quality):
         ax.set_xlim(0.5, epochs + 0.5)
-    axes = below.subplots(len(pictures), FRAMES + 1, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    _draw_film(axes, pictures, trajectories, crop_size, frames)
+    if len(pictures):
+        axes = below.subplots(len(pictures), FRAMES + 1, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        _draw_film(axes, pictures, trajectories, crop_size, frames)
     return figure
 
 
@@ -94,10 +109,11 @@ def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: S
     """`evaluation.confusion` of K classes, rows true, as shares of a row (in %); lines part the contiguous groups.
 
     Up to 12 classes have numbers and names on both sides (below without their group), up to 40 have names on the left.
+    Where there are no numbers, a bar says what the colours mean.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = len(counts) * -(-len(names) // len(counts)) - 0.5  # the last of several classes a cell need not exist
-    ax.imshow(shares, cmap="Greens", vmin=0, vmax=1, extent=(-0.5, side, side, -0.5))
+    image = ax.imshow(100 * shares, cmap="Greens", vmin=0, vmax=100, extent=(-0.5, side, side, -0.5))
     starts = [i for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
     if len(names) <= 40:
         for start in starts[1:]:
@@ -113,6 +129,8 @@ def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: S
         for (row, column), share in np.ndenumerate(shares):
             ink = {"color": "white" if share > 0.55 else "black", "ha": "center", "va": "center"}
             ax.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "", fontsize="small", **ink)
+    if len(names) > 12:
+        ax.figure.colorbar(image, ax=ax, label="% of the row", shrink=0.6)
     ax.set(title=title, xlabel="predicted", ylabel="true")
     ax.grid(False)
 
@@ -174,6 +192,7 @@ def end_to_end_curves(histories: Mapping[str, pd.DataFrame], warmup: int, photos
     figure, axes = plt.subplots(1, 1 + len(shares), figsize=(11, 3.6))
     show_curves(axes[0], loss_curves(first), f"Loss terms, {next(iter(histories))}", "weighted loss")
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter(NullFormatter())
     for ax, (title, column) in zip(axes[1:], shares.items(), strict=True):
