@@ -38,7 +38,7 @@ def main() -> None:
     overrides = {key: literal(text) for key, _, text in (item.partition("=") for item in options.set)}
     try:
         table = search(options.systems, options.profile, options.dataset, options.seed, overrides)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     print(table.to_string(index=False))
     score(table[table["system"].isin(options.systems)], Experiment(options.profile, options.dataset, 0, overrides))
@@ -55,7 +55,7 @@ def search(
     """Train what is missing, and write and return `rates.csv`, which keeps the lines of other systems and seeds.
 
     Raises ValueError for names and values that do not exist, for a system that trains as another does, and where no
-    validation part is set aside.
+    validation part is set aside; OSError where the data are missing.
     """
     base = Experiment(profile, dataset, seed, overrides)
     for system in systems:

@@ -156,3 +156,11 @@ def test_what_cannot_be_searched_is_told_before_anything_is_trained(overrides, a
     with pytest.raises(SystemExit) as end:
         rates["main"]()
     assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_data_that_are_missing_are_told_in_a_sentence(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FGVC_FOLDER", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["rates.py", "--profile", "smoke", "--dataset", "folder", "finetune"])
+    with pytest.raises(SystemExit) as end:
+        rates["main"]()
+    assert end.value.code == 2 and "has no folder train" in capsys.readouterr().err
