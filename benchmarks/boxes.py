@@ -11,6 +11,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from fgvclib.config import DATASETS, PROFILES, load_config
@@ -35,6 +36,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    try:
+        table = measure(arguments)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(table.to_string(index=False))
+    with atomic_path(arguments.output) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4f")
+
+
+def measure(arguments: argparse.Namespace) -> pd.DataFrame:
+    """The table that was asked for. Raises OSError where the data are missing; ValueError for values that are wrong."""
     overrides = {key: literal(text) for key, _, text in (item.partition("=") for item in arguments.set)}
     config = load_config(arguments.profile, arguments.dataset, **overrides)
     splits = load_splits(config)
@@ -45,7 +57,7 @@ def main() -> None:
     else:
         table = boxes.attnets_table(splits, config, arguments.attnets, arguments.parts, arguments.seed)
     made = provenance()
-    table = table.assign(
+    return table.assign(
         dataset=f"{arguments.dataset}, {len(splits.class_names)} classes, photos {arguments.photos}",
         training_photos=len(splits.train),
         commit=made["commit"],
@@ -54,9 +66,6 @@ def main() -> None:
         date=made["date"],
         command=made["command"],
     )
-    print(table.to_string(index=False))
-    with atomic_path(arguments.output) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4f")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@
 A training is that of `fgvc train --set learning_rate=…`, in the same folder: what is there is not trained again, and an
 interrupted search goes on where it stopped. `rates.csv`, in the results folder of the profile, has a line for each
 system, rate and seed: the best validation accuracy in [0, 1], the first epoch that had it, and the accuracy after the
-last epoch, with whose weights a run is scored. The test split is looked at afterwards, for the chosen rate alone.
+last epoch, with whose weights a run is scored. Where the training diverged, the epoch is 0 and both accuracies are
+missing. The test split is looked at afterwards, for the chosen rate alone.
 """
 
 import argparse
+import math
 from collections.abc import Callable
 
 import pandas as pd
@@ -17,10 +19,12 @@ from fgvclib.config import DATASETS, PROFILES
 from fgvclib.study.experiment import Experiment
 from fgvclib.study.table3 import own_rates
 from fgvclib.systems import TRAINED_AS
+from fgvclib.training.loop import NonFiniteLoss
 from fgvclib.utils.literal import literal
 
 FACTORS = (1 / 3, 1, 3)
 KEYS = ["system", "learning_rate", "seed"]
+DIVERGED = {"best_accuracy": math.nan, "epoch": 0, "last_accuracy": math.nan}
 
 
 def main() -> None:
@@ -34,7 +38,7 @@ def main() -> None:
     overrides = {key: literal(text) for key, _, text in (item.partition("=") for item in options.set)}
     try:
         table = search(options.systems, options.profile, options.dataset, options.seed, overrides)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     print(table.to_string(index=False))
     score(table[table["system"].isin(options.systems)], Experiment(options.profile, options.dataset, 0, overrides))
@@ -51,7 +55,7 @@ def search(
     """Train what is missing, and write and return `rates.csv`, which keeps the lines of other systems and seeds.
 
     Raises ValueError for names and values that do not exist, for a system that trains as another does, and where no
-    validation part is set aside.
+    validation part is set aside; OSError where the data are missing.
     """
     base = Experiment(profile, dataset, seed, overrides)
     for system in systems:
@@ -63,8 +67,12 @@ def search(
     path = base.folder / "rates.csv"
     for system in systems:
         for rate in rates(base.config.learning_rate):
-            history = base.with_values(learning_rate=rate).run(system, seed, announce, scored=False).history
-            row = pd.DataFrame([dict(zip(KEYS, (system, rate, seed), strict=True)) | best(history)])
+            try:
+                found = best(base.with_values(learning_rate=rate).run(system, seed, announce, scored=False).history)
+            except NonFiniteLoss as error:  # an answer of the search, and no reason to leave the other rates untried
+                announce(f"{system} diverges at the learning rate {rate}: {error}")
+                found = DIVERGED
+            row = pd.DataFrame([dict(zip(KEYS, (system, rate, seed), strict=True)) | found])
             table = pd.concat([pd.read_csv(path), row]) if path.exists() else row
             base.save_table(table.drop_duplicates(KEYS, keep="last").sort_values(KEYS), "rates")
     return pd.read_csv(path)

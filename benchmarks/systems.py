@@ -16,7 +16,7 @@ import timm
 import torch
 from official import AsPublished, official_networks
 
-from fgvclib.config import END_TO_END, PAPER
+from fgvclib.config import END_TO_END, load_config
 from fgvclib.study.efficiency import CLASSES, Answering, compare, inference, noise, ratios
 from fgvclib.systems import SYSTEMS, build_network
 from fgvclib.utils.provenance import provenance
@@ -35,9 +35,9 @@ def main() -> None:
     torch.set_num_threads(1)
     try:
         official = official_networks(options.official) if options.official else {}
+        table = measure(options.systems.split(","), official, options.size, options.repetitions)
     except ValueError as error:
         parser.error(str(error))
-    table = measure(options.systems.split(","), official, options.size, options.repetitions)
     print(table.round(2).to_string(index=False, na_rep=""))
     if options.output:
         made = provenance()
@@ -46,8 +46,11 @@ def main() -> None:
 
 
 def measure(systems: list[str], official: dict[str, AsPublished], size: int, repetitions: int) -> pd.DataFrame:
-    """One row a system: its CPU time over the plain network's, and that of its authors' code where it is given."""
-    config = replace(PAPER, backbone="resnet50.tv_in1k", image_size=size, crop_size=size, batch_size=1)
+    """One row a system: its CPU time over the plain network's, and that of its authors' code where it is given.
+
+    Raises ValueError for a system that does not exist, and for a size that is too small for one.
+    """
+    config = load_config("paper", backbone="resnet50.tv_in1k", image_size=size, crop_size=size, batch_size=1)
     photo = noise(config)
     plain = timm.create_model("resnet50", num_classes=CLASSES)
     sides = {PLAIN: inference(plain.to(photo.device, memory_format=torch.channels_last), photo)}

@@ -1,10 +1,13 @@
 """Boxes without a classifier: the teachers' table, and what AttNet and AffNet learn alone."""
 
+import runpy
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from fgvclib.config import PROJECT
 from fgvclib.data.index import BOX
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.geometry import attention_to_box, box_iou
@@ -49,3 +52,20 @@ def test_price_of_an_attnet_stands_beside_the_classifiers(config, splits):
     assert table["million_multiply_adds"].tolist() == [6.2, 20.1]
     share = table["over_classifier"]
     assert share[1] / share[0] == pytest.approx(20.127 / 6.231, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--set", "teachers=3"], "'teachers' is not a configuration key"),
+        (["--set", "map_size=none at all"], "map_size = 'none at all', but"),
+        (["--dataset", "folder"], "has no folder train"),
+    ],
+)
+def test_benchmark_tells_bad_input_in_a_sentence(config, arguments, told, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FGVC_FOLDER", str(tmp_path))
+    command = ["boxes.py", "teachers", "--profile", "smoke", "--dataset", "synthbirds", "--output", "teachers.csv"]
+    monkeypatch.setattr(sys, "argv", [*command, *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(PROJECT / "benchmarks" / "boxes.py"), run_name="__main__")
+    assert end.value.code == 2 and told in capsys.readouterr().err

@@ -28,6 +28,33 @@ def test_one_seed_gives_the_paired_interval_over_photos():
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_crossed_interval_is_what_the_mean_squares_give(seeds):
+    """The two-way analysis of variance in loops; with two seeds, two of its squares share their degrees of freedom."""
+    photos, rng = 5, np.random.default_rng(3)
+    table = rng.normal(0, 3, (seeds, 1)) + rng.normal(0, 4, (1, photos)) + rng.normal(0, 2, (seeds, photos))
+    mean = sum(table.flat) / (seeds * photos)
+    rows = [sum(row) / photos - mean for row in table]
+    columns = [sum(column) / seeds - mean for column in table.T]
+    of_seeds = photos * sum(row**2 for row in rows) / (seeds - 1)
+    of_photos = seeds * sum(column**2 for column in columns) / (photos - 1)
+    left = [table[s, p] - mean - rows[s] - columns[p] for s in range(seeds) for p in range(photos)]
+    of_rest = sum(value**2 for value in left) / ((seeds - 1) * (photos - 1))
+    square = of_seeds + of_photos - of_rest
+    assert square > of_rest  # else the interval is that of independent answers
+    uncertain = of_seeds**2 / (seeds - 1) + of_photos**2 / (photos - 1) + of_rest**2 / ((seeds - 1) * (photos - 1))
+    half_width = stats.t.ppf(0.975, square**2 / uncertain) * (square / (seeds * photos)) ** 0.5
+    found = crossed_difference(table, np.zeros_like(table))
+    assert (found.mean, found.half_width) == pytest.approx((mean, half_width))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_rows_that_answer_alike_differ_by_nothing(seeds):
+    answers = 100.0 * np.random.default_rng(0).integers(0, 2, (seeds, 50))
+    assert str(crossed_difference(answers, answers)) == "+0.0 ± 0.0, not told apart"
+
+
 def test_crossed_interval_holds_the_truth_19_times_of_20():
     """Photos, seeds and chance of known sizes: other photos and other seeds must fall into the interval."""
     rng, hits, tries = np.random.default_rng(1), 0, 1500

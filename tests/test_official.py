@@ -1,5 +1,6 @@
 """The authors' networks: old code gets what it asks for, from its own modules alone, and gives its names back."""
 
+import runpy
 import subprocess
 import sys
 
@@ -59,3 +60,14 @@ def test_old_code_runs_from_its_own_modules(official, tmp_path):
 def test_folder_without_clones_is_told(official, tmp_path):
     with pytest.raises(ValueError, match="none of the clones NTS-Net, MMAL-Net"):
         official.official_networks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "systems, size, told",
+    [("mmmal", "64", "system is 'mmmal'"), ("nts", "64", "set crop_size to 224"), ("nts", "0", "image_size = 0, but")],
+)
+def test_what_cannot_be_measured_is_told_in_a_sentence(official, systems, size, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["systems.py", "--systems", systems, "--size", size])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(PROJECT / "benchmarks" / "systems.py"), run_name="__main__")
+    assert end.value.code == 2 and told in capsys.readouterr().err

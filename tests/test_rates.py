@@ -101,6 +101,25 @@ def test_recipes_are_compared_with_the_classifier_of_the_same_recipe(overrides):
     assert recipes.loc["finetune", "common_gain"] == str(common)
 
 
+def test_rate_that_diverges_ends_no_search_and_is_never_chosen(overrides, monkeypatch):
+    overrides |= {"epochs": 1}
+    base, told, real = Experiment("smoke", "synthbirds", 0, overrides), [], runs.train
+
+    def train(config, *args, **kwargs):
+        if config.learning_rate == 0.009:
+            raise loop.NonFiniteLoss("the loss is nan.")
+        return real(config, *args, **kwargs)
+
+    monkeypatch.setattr(runs, "train", train)
+    table = rates["search"](["finetune"], "smoke", "synthbirds", 0, overrides, told.append)
+    assert table["learning_rate"].tolist() == [0.001, 0.003, 0.009]
+    assert table["last_accuracy"].isna().tolist() == [False, False, True] and table["epoch"].tolist() == [1, 1, 0]
+    assert "finetune diverges at the learning rate 0.009: the loss is nan." in told
+    rates["score"](table, base, told.append)
+    base.run("finetune")
+    assert own_recipes(table, base)[0.009].tolist() == [0.0]
+
+
 def test_lines_of_other_systems_stay(overrides):
     overrides |= {"epochs": 1}
     folder = results_folder(load_config("smoke", "synthbirds", **overrides))
@@ -137,3 +156,11 @@ def test_what_cannot_be_searched_is_told_before_anything_is_trained(overrides, a
     with pytest.raises(SystemExit) as end:
         rates["main"]()
     assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_data_that_are_missing_are_told_in_a_sentence(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FGVC_FOLDER", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["rates.py", "--profile", "smoke", "--dataset", "folder", "finetune"])
+    with pytest.raises(SystemExit) as end:
+        rates["main"]()
+    assert end.value.code == 2 and "has no folder train" in capsys.readouterr().err

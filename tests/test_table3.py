@@ -34,6 +34,15 @@ def test_own_rate_is_the_best_after_the_last_epoch_and_the_common_one_among_equa
         own_rates(search, common=0.1)
 
 
+def test_rate_is_not_chosen_where_training_diverged_or_the_search_is_not_over():
+    nan = float("nan")
+    tried = {"a": (nan, 0.2, nan), "b": (0.3, 0.2, nan), "none": (nan, nan, nan), "begun": (0.4, 0.5)}
+    lines = [(name, *pair) for name, found in tried.items() for pair in zip((0.3, 1.0, 3.0), found, strict=False)]
+    search = pd.DataFrame(lines, columns=["system", "learning_rate", "last_accuracy"])
+    assert own_rates(search, common=1.0).to_dict() == {"a": 1.0, "b": 0.3}
+    assert own_rates(search[search["system"] == "none"], common=1.0).empty
+
+
 def test_every_row_of_the_paper_has_a_system_or_a_reason():
     rows = paper_rows()
     assert len(rows) == 16 and set(rows["method"]) == {m for m in paper_table(3)["method"] if not m.startswith("Ours")}

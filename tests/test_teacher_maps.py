@@ -162,6 +162,15 @@ def test_teachers_are_compared_by_the_configured_box_on_validation_photos(config
     assert table.loc["stage, rms", 0.3] == pytest.approx(hits.float().mean().item())
 
 
+def test_photos_without_a_true_box_count_for_no_teacher(config, splits):
+    photos = splits.validation.copy()
+    photos[BOX] = attention_to_box(teacher_maps(photos, config), 0.3).numpy()  # as if one teacher were always right
+    photos.loc[1, BOX] = np.nan
+    assert compare_teachers(replace(splits, validation=photos), config, [0.3]).loc["stage, rms", 0.3] == 1
+    none = photos.assign(**dict.fromkeys(BOX, np.nan))
+    assert compare_teachers(replace(splits, validation=none), config, [0.3]).isna().all(axis=None)
+
+
 def test_kinds_of_map_share_one_pass_and_pixels_are_not_kept(config, splits, monkeypatch, tmp_path):
     monkeypatch.setenv("FGVC_DATA", str(tmp_path / "data"))
     teacher_maps(splits.test, config)

@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,51 @@ def test_each_run_is_trained_once_and_one_that_fails_stops_no_other(experiment, 
     experiment.folder = tmp_path / "alone"
     alone = experiment.run("No end-to-end").model.state_dict()
     assert all(torch.equal(value, alone[name]) for name, value in trained[1].model.state_dict().items())
+
+
+def failing(begun, error):
+    """In place of `Experiment.run`: notes the row, and raises the error in the row "b"."""
+
+    def run(row, seed):
+        begun.append(row)
+        if row == "b":
+            raise error
+
+    return run
+
+
+RUNS = [("a", 0), ("b", 0), ("c", 0)]
+
+
+def test_with_one_job_too_a_training_that_fails_stops_no_other(experiment, monkeypatch):
+    begun = []
+    monkeypatch.setattr(experiment, "run", failing(begun, FloatingPointError("the loss is NaN.")))
+    with pytest.raises(TrainingsFailed, match="^b-seed0: the loss is NaN.$"):
+        train_side_by_side(experiment, RUNS, jobs=1)
+    assert begun == ["a", "b", "c"]
+    with pytest.raises(FloatingPointError, match="^the loss is NaN.$"):
+        train_side_by_side(experiment, RUNS[1:2], jobs=1)
+
+
+@pytest.mark.parametrize("made", [None, RuntimeError("a worker was killed")])
+def test_with_one_job_an_interrupt_stops_all_of_them(experiment, monkeypatch, made):
+    """Also where a library has made another error of it."""
+    begun, error = [], KeyboardInterrupt()
+    if made is not None:
+        made.__context__, error = error, made
+    monkeypatch.setattr(experiment, "run", failing(begun, error))
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(experiment, RUNS, jobs=1)
+    assert begun == ["a", "b"]
+
+
+def test_processes_of_one_launch_stop_together(experiment, monkeypatch):
+    begun = []
+    monkeypatch.setattr(trainings, "process_state", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(experiment, "run", failing(begun, FloatingPointError("the loss is NaN.")))
+    with pytest.raises(FloatingPointError):
+        train_side_by_side(experiment, RUNS, jobs=1)
+    assert begun == ["a", "b"]
 
 
 def test_swallowed_interrupt_stops_at_the_next_line(capsys):

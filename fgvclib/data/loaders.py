@@ -87,7 +87,8 @@ class EpochSampler(Sampler):
 class BalancedSampler(EpochSampler):
     """As EpochSampler, so that every batch holds `classes` different classes with `photos` photos of each.
 
-    What does not fill a batch is left out, other photos in each epoch.
+    What does not fill a batch is left out, other photos in each epoch; of a class with fewer than `photos`, everything:
+    `training.loop.train` refuses such a class.
     """
 
     def __init__(self, labels: Sequence[int], seed: int, classes: int, photos: int):

@@ -85,17 +85,19 @@ def teacher_component(training: pd.DataFrame, config: Config) -> Tensor | None:
 def compare_teachers(splits: Splits, config: Config, thresholds: Sequence[float]) -> pd.DataFrame:
     """BoxAcc@0.5 on the validation part of the target boxes of the ImageNet teachers (layer x mean).
 
-    One row for each teacher, one column for each tau. The widest layer has no ddt: it would need all training photos.
+    One row for each teacher, one column for each tau; photos without a true box do not count. The widest layer has no
+    ddt: it would need all training photos.
     To choose among them is to use true boxes: on the validation part alone, never on the test split.
     """
     true = torch.from_numpy(splits.validation[BOX].to_numpy(dtype="float32"))
+    boxed = true.isfinite().all(dim=1)
     rows = {}
     for layer, mean in itertools.product(get_args(TeacherLayer), get_args(TeacherMean)):
         if layer == "last" and mean.startswith("ddt"):
             continue
         teacher = replace(config, teacher_weights="imagenet", teacher_layer=layer, teacher_mean=mean)
         maps = teacher_maps(splits.validation, teacher, teacher_component(splits.train, teacher))
-        hits = {tau: box_iou(true, target_box(maps, teacher, tau)) >= 0.5 for tau in thresholds}
+        hits = {tau: box_iou(true, target_box(maps, teacher, tau))[boxed] >= 0.5 for tau in thresholds}
         rows[f"{layer}, {mean}"] = {tau: float(hit.float().mean()) for tau, hit in hits.items()}
     return pd.DataFrame(rows).T.rename_axis("teacher", axis=0).rename_axis("tau", axis=1)
 

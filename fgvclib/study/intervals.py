@@ -44,8 +44,10 @@ def crossed_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     seed_square = photos * np.square(by_seed).sum() / (seeds - 1)
     rest = np.square(differences - centre - by_seed - by_photo).sum() / ((seeds - 1) * (photos - 1))
     square = max(seed_square + photo_square - rest, rest)  # no less than independent answers would have
-    parts = {seeds - 1: seed_square, photos - 1: photo_square, (seeds - 1) * (photos - 1): rest}
-    freedom = square**2 / sum(part**2 / degrees for degrees, part in parts.items())
+    if square == 0:  # the rows answer alike, or differ by the same everywhere
+        return Difference(centre, 0.0)
+    parts = [(seed_square, seeds - 1), (photo_square, photos - 1), (rest, (seeds - 1) * (photos - 1))]
+    freedom = square**2 / sum(part**2 / degrees for part, degrees in parts)
     return Difference(centre, student.ppf(0.975, freedom) * sqrt(square / (seeds * photos)))
 
 

@@ -123,12 +123,17 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 def own_rates(search: pd.DataFrame, common: float) -> pd.Series:
     """`rates.csv` → the learning rate of each system that is best on the validation part after the last epoch.
 
-    Among equals the common one, then the lowest. Raises ValueError where the search has not tried the common one.
+    Among equals the common one, then the lowest. A rate at which the training diverged (NaN) is never chosen. Left out
+    are systems that have not been tried at all rates yet, or diverged at all. Raises ValueError where the search has
+    not tried the common one.
     """
-    last = search.pivot_table(index="system", columns="learning_rate", values="last_accuracy")
-    if common not in last:
-        raise ValueError(f"rates.csv has the rates {list(last)} and not the common {common}; search again.")
-    return last[[common, *last.columns.drop(common)]].idxmax(axis=1)
+    rates = sorted(search["learning_rate"].unique().tolist())
+    if common not in rates:
+        raise ValueError(f"rates.csv has the rates {rates} and not the common {common}; search again.")
+    tried = search.groupby("system")["learning_rate"].transform("nunique")
+    last = search[tried == len(rates)].pivot(index="system", columns="learning_rate", values="last_accuracy")
+    common_first = [common, *(rate for rate in rates if rate != common)]
+    return last.reindex(columns=common_first).dropna(how="all").idxmax(axis=1)
 
 
 def own_recipes(search: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
@@ -136,7 +141,8 @@ def own_recipes(search: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
 
     A row each: `system`, validation accuracy at every rate, `own_rate`, and for the recipes "common" and "own" the test
     accuracy and the gain over the Baseline with the same recipe, as text with its interval. Accuracies are per cent.
-    Left out are systems without both runs, and all gains where the Baseline was not searched.
+    Where a training diverged, the validation accuracy is 0. Left out are systems without both runs, and all gains where
+    the Baseline was not searched.
     """
     seed = int(search["seed"].min())
     search = search[search["seed"] == seed]
@@ -144,8 +150,8 @@ def own_recipes(search: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
     own = {system: experiment.with_values(learning_rate=rate).find(system, seed) for system, rate in rates.items()}
     common = {system: experiment.find(system, seed) for system in rates.index}
     systems = [system for system in rates.index if own[system] and common[system]]
-    tried = search.pivot_table(index="system", columns="learning_rate", values="last_accuracy").loc[systems]
-    table = (100 * tried).round(9)  # 100 · 0.55 is not 55
+    tried = search.pivot(index="system", columns="learning_rate", values="last_accuracy").loc[systems]
+    table = (100 * tried).round(9).fillna(0.0)  # 100 · 0.55 is not 55
     table["own_rate"] = rates[systems]
     for recipe, runs in {"common": common, "own": own}.items():
         table[f"{recipe}_accuracy"] = [100 * runs[system].metrics["accuracy"] for system in systems]

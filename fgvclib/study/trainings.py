@@ -53,13 +53,41 @@ def default_jobs(config: Config) -> int:
 def train_side_by_side(experiment: Experiment, runs: Sequence[tuple[str, int]], jobs: int) -> None:
     """Train runs (row, seed) that are not there yet, `jobs` at a time; one job trains in this process.
 
-    Where one fails, the others go on, and TrainingsFailed tells at the end. An interrupt stops all of them, each after
-    it has said what is saved.
+    Where one fails, the others go on, and TrainingsFailed tells at the end; a single run raises its own error. An
+    interrupt stops all of them, each after it has said what is saved.
     """
-    if min(jobs, len(runs)) == 1:
+    # Of the processes of `accelerate launch`, one that went on alone would wait for the others for ever.
+    if len(runs) == 1 or (jobs == 1 and process_state().num_processes > 1):
         for row, seed in runs:
             experiment.run(row, seed)
         return
+    failures = _train_in_turn(experiment, runs) if jobs == 1 else _train_together(experiment, runs, jobs)
+    if failures:
+        raise TrainingsFailed("\n".join(failures))
+
+
+def _train_in_turn(experiment: Experiment, runs: Sequence[tuple[str, int]]) -> list[str]:
+    """One training after the other, in this process → a line for each that failed."""
+    failures = []
+    for row, seed in runs:
+        try:
+            experiment.run(row, seed)
+        except Exception as error:
+            if _comes_of_an_interrupt(error):
+                raise KeyboardInterrupt from error
+            failures.append(f"{experiment.run_folder(row, seed).name}: {error}")
+    return failures
+
+
+def _comes_of_an_interrupt(error: BaseException | None) -> bool:
+    """Whether a library has made another error of an interrupt."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _train_together(experiment: Experiment, runs: Sequence[tuple[str, int]], jobs: int) -> list[str]:
+    """`jobs` trainings at a time, each in a process of its own → a line for each that failed."""
     _ = experiment.splits  # drawn, unpacked or read once, before all need it
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
@@ -78,8 +106,7 @@ def train_side_by_side(experiment: Experiment, runs: Sequence[tuple[str, int]], 
     failures = []
     while not problems.empty():
         failures.append(problems.get())
-    if failures:
-        raise TrainingsFailed("\n".join(failures))
+    return failures
 
 
 def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -> None:

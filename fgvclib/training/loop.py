@@ -47,19 +47,22 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     """Train to the end of `config.epochs`, yielding one record of metrics per epoch, those of an earlier part first.
 
     The state after every epoch is written to `checkpoint`, and training goes on from what is there. Equal seeds give
-    equal weights on the CPU, interrupted or not. Raises NonFiniteLoss; ValueError for a foreign checkpoint or batches
-    of one photo; OSError where a checkpoint cannot be saved.
+    equal weights on the CPU, interrupted or not. Raises NonFiniteLoss; ValueError for a foreign checkpoint, batches of
+    one photo, or a class too small for balanced batches; OSError where a checkpoint cannot be saved.
     """
     check_batches(config, splits)
     accelerator = create_accelerator(config.precision)
     torch.manual_seed(seed)
     model = synchronise_batchnorm(build_network(config, len(splits.class_names), pretrained), accelerator)
+    balanced = getattr(model, "batches", None)
+    if balanced:
+        check_classes(splits, balanced[1])
     criterion = build_loss(config, len(splits.class_names)) if config.system == END_TO_END else None
     optimiser = build_optimiser(model, config)
     schedule = build_schedule(optimiser, config)
     with accelerator.main_process_first():  # the others find the maps on disk
         maps = fixed_maps(model, criterion, splits, config) if criterion else None
-    loader, sampler = training_loader(splits.train, config, seed, maps, getattr(model, "batches", None))
+    loader, sampler = training_loader(splits.train, config, seed, maps, balanced)
     validation_loader = evaluation_loader(splits.validation, config) if len(splits.validation) else []
     identity = run_identity(config, splits, seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
@@ -287,6 +290,16 @@ def check_batches(config: Config, splits: Splits) -> None:
     for name, count in {"batch_size": config.batch_size, "number of training photos": len(splits.train)}.items():
         if count < 2:
             raise ValueError(f"The {name} is {count}, but BatchNorm needs batches of at least 2 photos; raise it.")
+
+
+def check_classes(splits: Splits, photos: int) -> None:
+    """Raises ValueError that names the first class with fewer training photos than a balanced batch needs of it."""
+    for label, count in splits.train["label"].value_counts().sort_index().items():
+        if count < photos:
+            raise ValueError(
+                f"The class {splits.class_names[label]} has {count} training photo{'s' * (count != 1)}, but this "
+                f"system needs {photos} of every class; add photos, or leave the class out."
+            )
 
 
 def resume(path: Path, identity: dict, parts: dict) -> tuple[list[dict], list[dict]]:
