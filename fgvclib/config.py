@@ -173,8 +173,8 @@ CPU = replace(
     test_per_class=45,
     photo_size=256,
     validation_fraction=0.1,
-    # The photo has twice the pixels of the classifier's input, so that a crop has detail to gain, as 448-pixel crops of
-    # large photos do (ours). The baseline's input is the whole photo at the same size.
+    # The photo has twice the pixels of the classifier's input, so that a crop has detail to gain (ours; in the paper
+    # both have 448, and a crop is enlarged). The baseline's input is the whole photo at the same size as a crop.
     image_size=224,
     crop_size=112,
     teacher_size=192,
