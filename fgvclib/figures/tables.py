@@ -48,7 +48,6 @@ def senders_figure(into_map: pd.DataFrame, into_box: pd.DataFrame, limit: float 
 
     `limit` is the one on a photo's classification gradient into theta, if there is one.
     """
-    named = "L2 norms, stacked" + (rf"; the classifier's into $\theta$ at most {limit:g} a photo" if limit else "")
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(into_map) + 1.6), sharey=True)
     looks = {name: (SERIES[i], hatch) for i, (name, hatch) in enumerate(zip(into_map, ["", "//", ".."], strict=False))}
     for ax, sizes, title in zip(axes, (into_map, into_box), ("the map $A$", r"the box $\theta$"), strict=True):
@@ -59,9 +58,11 @@ def senders_figure(into_map: pd.DataFrame, into_box: pd.DataFrame, limit: float 
             ax.barh(sizes.index, values, 0.6, left=start, **look)
             start = start + values.to_numpy()
         loudest = sizes.iloc[-1].idxmax()
-        ax.set(title=f"Into {title}: the loudest of {sizes.index[-1]!r} is {loudest}", xlabel=named)
+        ax.set(title=f"Into {title}: the loudest of {sizes.index[-1]!r} is {loudest}", xlabel="L2 norms, stacked")
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(looks))
+    limited = rf"the classifier's gradient into $\theta$ limited to {limit:g} a photo" if limit else None
+    key = axes[0].get_legend_handles_labels()
+    figure.legend(*key, title=limited, loc="outside lower center", ncols=len(looks))
     return figure
 
 
