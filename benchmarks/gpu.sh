@@ -63,7 +63,7 @@ rows() {
 
 if [ "${1:-}" = all ]; then
   while true; do
-    "$0"
+    bash benchmarks/gpu.sh  # not "$0", which may be relative to the folder that it was called from
     status=$?
     [ "$status" -eq 75 ] || exit "$status"
   done

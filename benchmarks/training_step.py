@@ -24,12 +24,27 @@ from fgvclib.training.loop import build_loss, build_optimiser, train_one_epoch
 from fgvclib.utils.parallel import create_accelerator
 
 
+def check_steps(steps: int, config: Config, splits: Splits) -> None:
+    """Raises ValueError where the training photos do not fill so many batches."""
+    most = len(splits.train) // config.batch_size
+    if not 1 <= steps <= most:
+        raise ValueError(
+            f"--steps is {steps}, but {len(splits.train)} training photos in batches of {config.batch_size} allow for "
+            f"1 to {most}."
+        )
+
+
 def our_loop(config: Config, splits: Splits, steps: int, given_maps: bool = False) -> Callable[[], None]:
-    """A function that trains `steps` steps as `training.loop.train` does."""
+    """A function that trains `steps` steps as `training.loop.train` does.
+
+    The maps of a fixed teacher, made before a training begins, come with the batches; with `given_maps` a live
+    teacher's do, too. They are noise.
+    """
     accelerator = create_accelerator(config.precision)
     model = build_model(config, len(splits.class_names))
     criterion = build_loss(config, len(splits.class_names)).to(accelerator.device)
     photos = splits.train.head(steps * config.batch_size)
+    given_maps |= criterion.needs_teacher and config.teacher_weights == "imagenet"
     maps = torch.rand(len(photos), 1, config.map_size, config.map_size) if given_maps else None
     loader, sampler = training_loader(photos, config, 0, maps)
     prepared = accelerator.prepare(model.to(accelerator.device), build_optimiser(model, config), loader)
@@ -71,14 +86,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    experiment = Experiment(options.profile, options.dataset)
-    config, splits, steps = experiment.config, experiment.splits, options.steps
-    loops = {
-        "end to end": our_loop(config, splits, steps),
-        "end to end, given maps": our_loop(config, splits, steps, given_maps=True),
-        "the classifier alone": our_loop(experiment.row_config("Baseline"), splits, steps),
-        "bare PyTorch": bare_loop(config, splits, steps),
-    }
+    try:
+        experiment = Experiment(options.profile, options.dataset)
+        config, splits, steps = experiment.config, experiment.splits, options.steps
+        check_steps(steps, config, splits)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    loops = {"end to end": our_loop(config, splits, steps)}
+    if config.teacher_weights == "live":  # those of a fixed teacher are always given
+        loops["end to end, given maps"] = our_loop(config, splits, steps, given_maps=True)
+    loops["the classifier alone"] = our_loop(experiment.row_config("Baseline"), splits, steps)
+    loops["bare PyTorch"] = bare_loop(config, splits, steps)
     seconds = {name: [] for name in loops}
     processor = {name: [] for name in loops}
     for turn in range(options.turns + 1):

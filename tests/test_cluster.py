@@ -189,3 +189,15 @@ def test_beside_paper():
         "iou_gt_0.80": ["0.988 | 0.500", "0.500 | 1"],
         "paper_code": ["a", "b"],
     }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_steps_for_a_gpu_go_on_to_their_end_wherever_they_are_called(tmp_path):
+    """With a stand-in for Python, which does nothing and succeeds."""
+    environment = os.environ | {"PYTHON": "true", "PROFILE": "smoke", "FGVC_RESULTS": str(tmp_path), "SEEDS": "0"}
+    for folder, script in ((PROJECT / "benchmarks", "./gpu.sh"), (PROJECT, "benchmarks/gpu.sh")):
+        ended = subprocess.run([script, "all"], cwd=folder, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert "All steps are done" in ended.stdout
+        assert (tmp_path / "gpu-steps-smoke" / "cub25-table").exists()
+        shutil.rmtree(tmp_path / "gpu-steps-smoke")

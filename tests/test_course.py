@@ -303,6 +303,27 @@ def test_blanks_and_errors_are_rejected(check, answers):
         assert not verdict.passed and told in verdict.message
 
 
+class Nameless:
+    """A callable object: a module, or a partial function."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+def test_callable_objects_are_answers_too():
+    assert checks.box_and_theta(Nameless(to_theta), Nameless(to_box)).passed
+    verdict = checks.box_and_theta(Nameless(lambda box: box[:3]), to_box)
+    assert "`Nameless` returned the shape (3,)" in verdict.message
+
+
+def test_answer_that_no_check_expects_is_told_and_raises_nothing():
+    verdict = checks.bug_hunt(brightest, teacher_loss, lambda network, images: predict(network, images).tolist())
+    assert not verdict.passed and verdict.message.startswith("The check could not read your answer (TypeError: ")
+
+
 WRONG = [
     (checks.box_and_theta, [lambda b: [b[2] - b[0], b[3] - b[1], (b[0] + b[2]) / 2, (b[1] + b[3]) / 2], to_box],
      "first stretch, then shift"),
@@ -349,6 +370,9 @@ WRONG = [
     (checks.teacher, [lambda f: (torch.ones(8, 1, 8, 8), 0.5), *teacher_features()], "same for every photo"),
     (checks.teacher, [lambda f: (f[:, 0], 0.5), *teacher_features()], "keepdim"),
     (checks.teacher, [lambda f: (f[:, :1], 30), *teacher_features()], "between them"),
+    (checks.teacher, [lambda f: (f[:, :1], ...), *teacher_features()], "tau is still blank"),
+    (checks.teacher, [lambda f: (f[:, :1], None), *teacher_features()], "tau is still blank"),
+    (checks.teacher, [lambda f: (f[:, :1], "a half"), *teacher_features()], "tau is 'a half'; a number is needed"),
     (checks.write_the_crop, [lambda *a: crop(*a, swap=True)], "x and y are swapped"),
     (checks.write_the_crop, [lambda *a: crop(*a, align=True)], "align_corners=True"),
     (checks.write_the_crop, [lambda *a: crop(*a, cut=True)], "no gradient reaches"),
@@ -360,6 +384,7 @@ WRONG = [
     (checks.loudest, [lambda losses, A: max(losses, key=lambda name: losses[name].item())], "the largest loss"),
     (checks.loudest, [lambda losses, A: "attention"], "in a sum, signs cancel"),
     (checks.loudest, [lambda losses, A: 3], "the name of a loss is needed"),
+    (checks.loudest, [lambda losses, A: ["affine"]], "the name of a loss is needed"),
     (checks.bug_hunt, [lambda a: brightest(a).flip(0), teacher_loss, predict], "still swapped"),
     (checks.bug_hunt, [brightest, lambda a, t, x: F.mse_loss(a(x), t(x)), predict], "teacher still gets a gradient"),
     (checks.bug_hunt, [brightest, lambda a, t, x: F.mse_loss(a(x).detach(), t(x).detach()), predict], "AttNet gets no"),

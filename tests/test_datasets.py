@@ -779,6 +779,17 @@ def test_two_processes_that_begin_at_once_have_the_same_pixels(cached, decoded):
     assert len(decoded) == 3  # what one has decoded, the other reads
 
 
+def test_process_whose_file_another_one_has_replaced_reads_the_new_one(root, cached, decoded):
+    """Both have found no file; the second one's takes the place of the first one's, which is open by then."""
+    first = photo_files.Pixels(cached, 24, 0)
+    (empty,) = (file for file in kept_files(root) if "24px" in file.name)
+    empty.unlink()
+    second = photo_files.Pixels(cached, 24, 0)
+    for _ in range(2):
+        assert np.array_equal(first, [square(number, 24) for number in range(3)])
+    assert np.array_equal(second, first) and len(decoded) == 3
+
+
 def test_workers_get_the_place_and_not_the_pixels(cached, decoded):
     content = pickle.dumps(load_pixels(cached, 16))
     assert len(content) < 3 * 16 * 16 * 3

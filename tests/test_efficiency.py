@@ -1,6 +1,7 @@
 """The arithmetic of the measurements, and that every side runs; no timing is judged."""
 
 import gc
+import runpy
 import weakref
 from copy import deepcopy
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fgvclib.config import load_config
+from fgvclib.config import PROJECT, load_config
 from fgvclib.model.geometry import box_to_theta, crop
 from fgvclib.model.system import build_model
 from fgvclib.study import efficiency
@@ -196,3 +197,30 @@ def test_every_system_that_takes_the_crops_is_timed_and_each_once(tiny):
     small, large = efficiency.timed_systems(tiny), efficiency.timed_systems(load_config("paper"))
     assert set(large) == {"end-to-end", *(name for name in SYSTEMS if not name.endswith("-vehicles"))}
     assert set(large) - set(small) == {"nts"} and len(set(large)) == len(large)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return runpy.run_path(str(PROJECT / "benchmarks" / "training_step.py"))
+
+
+def test_steps_that_the_training_photos_do_not_fill_are_refused(benchmark, tiny, splits):
+    for steps in (1, 3):  # 12 photos in batches of 4
+        benchmark["check_steps"](steps, tiny, splits)
+    for steps in (0, 4):
+        with pytest.raises(ValueError, match=f"^--steps is {steps}, but 12 training photos in batches of 4 allow for"):
+            benchmark["check_steps"](steps, tiny, splits)
+
+
+@pytest.mark.parametrize("teacher, given", [("live", False), ("imagenet", True)])
+def test_timed_steps_are_as_many_as_asked_for_and_get_the_maps_that_a_training_gets(
+    benchmark, tiny, splits, monkeypatch, teacher, given
+):
+    seen = []
+    monkeypatch.setitem(
+        benchmark["our_loop"].__globals__,
+        "train_one_epoch",
+        lambda model, criterion, optimiser, loader, *_: seen.extend("teacher_map" in batch for batch in loader),
+    )
+    benchmark["our_loop"](replace(tiny, teacher_weights=teacher), splits, 2)()
+    assert seen == [given, given]

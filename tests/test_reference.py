@@ -36,6 +36,7 @@ def results(tmp_path, monkeypatch):
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
+    (folder / "manifest.json").write_text(json.dumps({"notebooks": {"02_baseline": {}}}))
     return folder
 
 
@@ -46,6 +47,13 @@ def test_tables_notebooks_and_scores_are_copied(results):
     wanted = {"table2.csv", "metrics.json", "manifest.json", "notebooks/02_baseline.ipynb"}
     wanted |= {"runs/A-seed0/history.csv", "runs/A-seed0/metrics.json"}
     assert found == wanted
+
+
+def test_copy_of_a_notebook_that_has_failed_since_is_not_published(results):
+    for name in ("03_affnet.ipynb", "03_affnet.failed.ipynb"):
+        (results / "notebooks" / name).write_text("executed")
+    target = reference.publish("cpu-synthbirds")
+    assert [path.name for path in target.glob("notebooks/*")] == ["02_baseline.ipynb"]
 
 
 def test_found_boxes_are_copied_without_the_network_that_found_them(results):

@@ -65,6 +65,15 @@ def test_other_values_have_a_folder_of_their_own(smoke):
     assert other.folder != smoke.folder
 
 
+def test_other_values_leave_what_was_asked_for_as_it_is():
+    """Also values that no result depends on, and that a folder is not named after."""
+    asked = Experiment("smoke", "synthbirds", [0], {"workers": 7, "epochs": 1})
+    assert asked.config.workers != Experiment("smoke", "synthbirds").config.workers
+    other = asked.with_values(learning_rate=0.5)
+    assert (other.config.workers, other.config.epochs) == (7, 1)
+    assert other.folder == Experiment("smoke", "synthbirds", [0], {"epochs": 1, "learning_rate": 0.5}).folder
+
+
 def test_without_committed_runs_it_is_trained(smoke):
     assert smoke.trained("End-to-end")[0] == "trained"
     assert not smoke.is_trained("End-to-end")

@@ -117,6 +117,10 @@ class Pixels:
     def _write(self, path: Path, index: int, pixels: np.ndarray) -> None:
         record = np.array((self.stamps[index], zlib.crc32(pixels), pixels), self.kind)
         with path.open("r+b") as file:
+            if not os.path.samestat(os.fstat(file.fileno()), os.fstat(self.opened)):
+                # A process that began at the same time, and found no file either, has put its own in place of the one
+                # that is read here: what is written would never be found, and each epoch would decode anew.
+                os.dup2(file.fileno(), self.opened, inheritable=False)
             file.seek(self.start + index * record.nbytes)
             file.write(record.tobytes())
 

@@ -46,14 +46,14 @@ class Experiment:
         overrides = literal(overrides) if isinstance(overrides, str) else overrides
         if not isinstance(overrides, dict | None):
             raise ValueError(f"overrides are {overrides!r}; write them as {{'learning_rate': 0.005}}.")
-        self.config = load_config(profile, dataset, **(overrides or {}))
+        self.overrides = overrides or {}  # also those that no result depends on, such as workers
+        self.config = load_config(profile, dataset, **self.overrides)
         self.seeds = read_seeds(seeds)
         self.folder = results_folder(self.config)
 
     def with_values(self, **values) -> "Experiment":
         """The same profile, data set and seeds with other configuration values, in a results folder of its own."""
-        config = self.config
-        return Experiment(config.profile, config.dataset, self.seeds, config.changes() | values)
+        return Experiment(self.config.profile, self.config.dataset, self.seeds, self.overrides | values)
 
     def __str__(self) -> str:
         return f"{self.config.profile} profile on {self.config.dataset}, seeds {self.seeds}, {device_name()}"

@@ -58,6 +58,13 @@ def check(number: int, praise: str) -> Callable:
                 return Verdict(number, True, function(*answers) or praise)
             except NotYet as reason:
                 return Verdict(number, False, str(reason))
+            except Exception as error:  # an answer that nobody thought of
+                return Verdict(
+                    number,
+                    False,
+                    f"The check could not read your answer ({type(error).__name__}: {error}). Print its type, and its "
+                    "shape if it has one, and compare them with what the exercise asks for.",
+                )
 
         return run
 
@@ -66,7 +73,7 @@ def check(number: int, praise: str) -> Callable:
 
 def _call(function: Callable, *arguments) -> Any:
     """What a student's function answers. Raises NotYet where it is blank or stops with an error."""
-    name = getattr(function, "__name__", str(function))
+    name = _name(function)
     try:
         answer = function(*arguments)
     except Exception as error:  # whatever a student's code may raise is a wrong answer, not an error of the check
@@ -79,9 +86,24 @@ def _call(function: Callable, *arguments) -> Any:
     return answer
 
 
+def _name(function: Callable) -> str:
+    """Also of a callable object, such as a module or a partial function, which has no name of its own."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _number(value: Any, name: str) -> float:
+    """Raises NotYet where `value` is blank or no number."""
+    if value is None or value is ...:
+        raise NotYet(f"{name} is still blank. Fill in the blank below the hint.")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise NotYet(f"{name} is {value!r}; a number is needed.") from None
+
+
 def _numbers(function: Callable, arguments: Sequence, shape: Sequence[int]) -> Tensor:
     """The function's answer as a tensor of that shape. Raises NotYet where it is none, or not finite."""
-    return _as_numbers(_call(function, *arguments), function.__name__, shape)
+    return _as_numbers(_call(function, *arguments), _name(function), shape)
 
 
 def _as_numbers(answer: Any, name: str, shape: Sequence[int]) -> Tensor:
@@ -554,7 +576,7 @@ def loudest(function: Callable) -> None:
             "affine": scales[2] * (torch.tanh(3 * A) * torch.linspace(1, -1, 9)).sum().square() / 50,
         }
         answer = _call(function, senders, A)
-        if answer not in senders:
+        if not isinstance(answer, str) or answer not in senders:
             raise NotYet(f"`culprit` returned {answer!r}; the name of a loss is needed: {', '.join(senders)}.")
         norms = {n: float(torch.autograd.grad(loss, A, retain_graph=True)[0].norm()) for n, loss in senders.items()}
         if answer == max(norms, key=norms.__getitem__):
@@ -625,9 +647,7 @@ def stuck_runs(function: Callable, scores: pd.DataFrame) -> str | None:
     try:
         given = set(answer)
     except TypeError:
-        raise NotYet(
-            f"`{function.__name__}` returned {type(answer).__name__}; a list of run names is needed."
-        ) from None
+        raise NotYet(f"`{_name(function)}` returned {type(answer).__name__}; a list of run names is needed.") from None
     unknown = sorted(map(str, given - set(scores.index)))
     if unknown:
         raise NotYet(
@@ -722,7 +742,7 @@ def teacher(function: Callable, features: Tensor, true: Tensor, threshold: float
     answer = _call(function, features.clone())
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise NotYet("`my_teacher` must return two things, the maps and your threshold: `return maps, tau`.")
-    maps, tau = answer
+    maps, tau = answer[0], _number(answer[1], "tau")
     if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[:2] != (len(features), 1):
         shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
         raise NotYet(
@@ -731,8 +751,8 @@ def teacher(function: Callable, features: Tensor, true: Tensor, threshold: float
         )
     if not maps.isfinite().all():
         raise NotYet("Your maps hold NaN or infinity. Look for a division by zero or a root of a negative number.")
-    if not 0 < float(tau) < 1:
-        raise NotYet(f"tau is {tau}; it is compared with maps between 0 and 1, so it must lie between them, too.")
+    if not 0 < tau < 1:
+        raise NotYet(f"tau is {tau:g}; it is compared with maps between 0 and 1, so it must lie between them, too.")
     if len(features) > 1 and _same(maps, maps[:1].expand_as(maps)):
         raise NotYet(
             "Your map is the same for every photo: it does not look at them. A prior for the centre can help, but it "
@@ -742,7 +762,7 @@ def teacher(function: Callable, features: Tensor, true: Tensor, threshold: float
     centre = max(
         float((box_iou(true, centre_box(len(true), side).to(true)) >= 0.5).float().mean()) for side in (0.5, 0.7)
     )
-    yours, upside_down = box_acc(maps, float(tau), true), box_acc(-maps, float(tau), true)
+    yours, upside_down = box_acc(maps, tau, true), box_acc(-maps, tau, true)
     score = f"BoxAcc@0.5 on {len(true)} photos: yours {yours:.2f}, mean map at τ = {threshold:g} {mean:.2f}, "
     score += f"centre box {centre:.2f}."
     if yours <= centre or yours < mean + MARGIN - 1e-9:

@@ -1,8 +1,8 @@
 """Publish a results folder: `python -m fgvclib.tools.reference cpu-synthbirds` copies it into results/reference/.
 
-What is copied: tables, executed notebooks, the figures that the documents show, and of every run its scores and what
-made them, boxes found before training among it; of the run that the repository ships, the weights as well, in half
-precision.
+What is copied: tables, notebooks that are done, the figures that the documents show, and of every run its scores and
+what made them, boxes found before training among it; of the run that the repository ships, the weights as well, in
+half precision.
 """
 
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fgvclib.config import PROJECT, results_root
+from fgvclib.tools.manifest import read_manifest
 from fgvclib.training.checkpoints import read_checkpoint, save_checkpoint
 from fgvclib.training.runs import ATTNET, CHECKPOINT
 
@@ -36,7 +37,9 @@ def publish(name: str) -> Path:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     shown = set(re.findall(rf"reference/{name}/figures/([\w.]+)", _documents()))
     written = [path for path in (source / "metrics.json", source / "manifest.json") if path.exists()]
-    chosen = [*tables, *written, *source.glob("notebooks/[0-9]*.ipynb")]
+    # Of a notebook that has failed since, the earlier copy is still there: what it shows may be overwritten by now.
+    done = [source / "notebooks" / f"{name}.ipynb" for name in read_manifest(source).get("notebooks", {})]
+    chosen = [*tables, *written, *(path for path in done if path.exists())]
     chosen += [path for path in source.glob("figures/*.png") if path.name in shown]
     chosen += [run / name for run in finished for name in OF_A_RUN if (run / name).exists()]
     for path in chosen:

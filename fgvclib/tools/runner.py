@@ -239,7 +239,7 @@ def _run_locked(job: Job, timeout: float | None, force: bool) -> bool:
         return False
     _say(f"{job.name}: {job.config.profile}, {job.config.dataset}, seeds {job.parameters['seeds']}")
     manifest.forget(job.folder, job.config, [job.name])  # not done from here to its end
-    for path in (job.copy, job.partial, job.failed):
+    for path in (job.partial, job.failed):  # an earlier copy stays until another takes its place
         path.unlink(missing_ok=True)
     job.copy.parent.mkdir(parents=True, exist_ok=True)
     fingerprint, began = job.hash(), time.monotonic()
