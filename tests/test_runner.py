@@ -510,6 +510,16 @@ def test_wrong_commands_end_with_a_sentence(notebooks, capsys):
         assert "Usage: fgvc" in capsys.readouterr().err
 
 
+def test_a_file_that_ends_too_early_is_no_interrupt(monkeypatch, capsys):
+    def build():
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("fgvclib.tools.course.build", build)
+    with pytest.raises(EOFError, match="No data left"):
+        main(["course"])
+    assert "Interrupted" not in capsys.readouterr().err
+
+
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out

@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
+    except click.Abort as abort:
+        if isinstance(abort.__cause__, EOFError):  # click takes it for Ctrl-D, but no command asks for input
+            raise abort.__cause__ from None
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
     except (runner.NotebookFailed, runner.NotebookBusy, runner.TrainingsFailed) as error:
         return _complain(error, 1)
