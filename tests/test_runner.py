@@ -208,6 +208,8 @@ def test_wrong_input_is_refused_before_running(notebooks):
     assert "--dataset" in refused(overrides={"dataset": "cub200"})
     assert "profile is 'tiny'" in refused(profile="tiny")
     assert "there are: 03_tiny" in refused(notebook="04")
+    for rows in (5, None, [5], {"Baseline": 1}):
+        assert refused(parameters={"rows": rows}) == f"rows is {rows!r}; give names, separated by commas."
     for seeds in ([], [0, 0], [0.5], [True]):
         assert "different whole numbers" in refused(seeds=seeds)
 
@@ -585,6 +587,12 @@ def test_reproduction_is_the_notebooks_up_to_the_comparison(monkeypatch, tmp_pat
     assert executed == [path.stem[:2] for path in runner.list_notebooks()] and "11" in executed
 
 
+def test_rows_as_text_are_names_too(notebooks):
+    write(notebooks, "05_ablation", "1")
+    for given, rows in (("Baseline", ["Baseline"]), ("Baseline, a b", ["Baseline", "a b"]), (["a"], ["a"]), ("", [])):
+        assert runner.plan("05", *SMOKE, parameters={"rows": given}).parameters["rows"] == rows
+
+
 # Trainings beside the notebooks
 
 TRAININGS = f"""{runner.END_WITH_PARENT}
@@ -659,6 +667,33 @@ def test_trainings_that_ignore_the_interrupt_are_killed(notebooks, stand_in, mon
     with pytest.raises(runner.NotebookFailed):
         runner.run_all(*SMOKE)
     assert not (stand_in / "interrupted").exists()
+
+
+def test_rows_are_named_to_the_trainings_as_they_are(notebooks, stand_in, monkeypatch):
+    write(notebooks, "02_trains", "1")
+    write(notebooks, "05_reads", "1")
+    stand_in.mkdir()
+    (stand_in / "enough").touch()
+    monkeypatch.setattr(runner, "_run", lambda *args: True)
+    runner.run_all(*SMOKE, parameters={"rows": "Baseline"})
+    assert read_json(stand_in / "asked")[-2:] == ["--rows", "Baseline"]
+
+
+def test_failed_trainings_end_the_command_before_the_next_notebook(notebooks, stand_in, monkeypatch):
+    executed = []
+
+    def execute(job, *args):
+        executed.append(job.name)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # until the trainings have ended
+        return True
+
+    monkeypatch.setattr(runner, "TRAININGS", "import sys\nsys.exit(1)")
+    monkeypatch.setattr(runner, "_run", execute)
+    write(notebooks, "02_trains", "1")
+    write(notebooks, "04_trains", "1")
+    with pytest.raises(runner.TrainingsFailed):
+        runner.run_all(*SMOKE)
+    assert "04_trains" not in executed
 
 
 def test_failing_training_ends_the_notebooks_in_a_sentence(notebooks, stand_in, monkeypatch, capsys):
