@@ -210,7 +210,7 @@ def test_wrong_input_is_refused_before_running(notebooks):
     assert "there are: 03_tiny" in refused(notebook="04")
     for rows in (5, None, [5], {"Baseline": 1}):
         assert refused(parameters={"rows": rows}) == f"rows is {rows!r}; give names, separated by commas."
-    for seeds in ([], [0, 0], [0.5], [True]):
+    for seeds in ([], [0, 0], [0.5], [True], [-1], [2**32]):
         assert "different whole numbers" in refused(seeds=seeds)
 
 
@@ -477,9 +477,11 @@ def test_seeds_as_a_list_a_number_or_text(given, read):
     assert Experiment("smoke", "synthbirds", given).seeds == read
 
 
-@pytest.mark.parametrize("given", ["a", "", "[]", [], [0, 0], 0.5, "0.5", [True], {"seed": 1}, "[[0]]"])
+@pytest.mark.parametrize("given", ["a", "", "[]", [], [0, 0], 0.5, "0.5", [True], {"seed": 1}, "[[0]]", "-1", 10**20])
 def test_seeds_that_are_none_are_refused(given):
-    with pytest.raises(ValueError, match=r"^seeds are .*; one or more different whole numbers are needed\.$"):
+    with pytest.raises(
+        ValueError, match=r"^seeds are .*; one or more different whole numbers from 0 to 429\d+ are needed\.$"
+    ):
         Experiment("smoke", "synthbirds", given)
 
 

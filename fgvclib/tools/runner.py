@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fgvclib.config import SMALL_CROP, Config, load_config, results_folder
+from fgvclib.config import SMALL_CROP, Config, check_seeds, load_config, results_folder
 from fgvclib.tools import manifest
 from fgvclib.tools.kernels import NOTEBOOKS, WITHOUT_GRAMMAR, own_kernel
 from fgvclib.utils.files import BUSY, atomic_path, lock_path, locked
@@ -171,8 +171,7 @@ def plan(
     path = find_notebook(notebook)
     config = load_config(profile, dataset, **(overrides or {}))
     seeds, parameters = list(seeds), _with_lists(parameters)
-    if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int for seed in seeds):
-        raise ValueError(f"seeds are {seeds}; one or more different whole numbers are needed.")
+    check_seeds(seeds)
     for name in COMMON:
         if name in parameters:
             option = "set" if name == "overrides" else name
