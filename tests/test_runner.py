@@ -144,6 +144,21 @@ def test_failing_cell_is_named_and_a_rerun_works(notebooks, tmp_path):
     assert entries() == set() and not copy.exists()
 
 
+def test_braces_in_paths_are_names_like_others(notebooks, tmp_path, monkeypatch):
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / "re{old}"))
+    (tmp_path / "{dataset}").mkdir()
+    copy = runner.run_notebook(write(tmp_path / "{dataset}", "03_tiny", "1"), *SMOKE)
+    assert copy.is_relative_to(tmp_path / "re{old}") and entries() == {"03_tiny"}
+
+
+def test_failure_before_the_first_cell_names_no_copy(notebooks, monkeypatch):
+    write(notebooks, "03_tiny", "1")
+    monkeypatch.setattr(runner, "_execute", lambda *args: 1)
+    with pytest.raises(runner.NotebookFailed, match=r"exit status 1; its message stands above\.$") as failure:
+        runner.run_notebook("03", *SMOKE)
+    assert failure.value.copy is None
+
+
 @pytest.mark.parametrize(
     ("cells", "error"),
     [

@@ -67,12 +67,14 @@ with locked(os.environ[BUSY]):
 class NotebookFailed(RuntimeError):
     """A notebook was not executed to its end.
 
-    `cell` counts code cells as Jupyter's In [n] does (None: before the first); `copy` is kept for inspection.
+    `cell` counts code cells as Jupyter's In [n] does (None: before the first); `copy` is kept for inspection (None:
+    nothing had been written).
     """
 
-    def __init__(self, notebook: str, cell: int | None, source: str, error: str, copy: Path):
+    def __init__(self, notebook: str, cell: int | None, source: str, error: str, copy: Path | None):
         where = f" in cell In [{cell}] ({source})" if cell else ""
-        super().__init__(f"{notebook} failed{where}: {error}\nThe notebook as far as it came: {copy}")
+        kept = f"\nThe notebook as far as it came: {copy}" if copy else ""
+        super().__init__(f"{notebook} failed{where}: {error}{kept}")
         self.notebook, self.cell, self.error, self.copy = notebook, cell, error, copy
 
 
@@ -151,12 +153,17 @@ def notebook_parameters(notebook: Path) -> dict[str, str]:
     import papermill
 
     try:
-        found = papermill.inspect_notebook(str(notebook))
+        found = papermill.inspect_notebook(_without_fields(notebook))
     except ValueError as error:
         raise ValueError(f"{notebook.name} cannot be read: {error}") from error
     if not found:
         raise ValueError(f"{notebook.name} has no cell tagged `parameters` that sets some.")
     return {name: parameter["default"] for name, parameter in found.items()}
+
+
+def _without_fields(path: Path) -> str:
+    """A path for papermill, which would put parameters in place of {names}."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def plan(
@@ -273,8 +280,8 @@ def _run_locked(job: Job, timeout: float | None, force: bool) -> bool:
 def _execute(job: Job, timeout: float | None) -> int | None:
     """Exit status of papermill, None at the time limit (minutes). What cells print goes to the terminal."""
     arguments = {
-        "input_path": str(job.notebook),
-        "output_path": str(job.partial.absolute()),
+        "input_path": _without_fields(job.notebook),
+        "output_path": _without_fields(job.partial.absolute()),
         "parameters": job.parameters,
         "kernel_name": "python3",
         "language": "python",
@@ -337,7 +344,7 @@ def _raise_if_failed(job: Job, status: int | None, timeout: float | None) -> Non
     else:
         return
     source = cells[last - 1].source.strip().splitlines()[0] if last else ""
-    raise NotebookFailed(job.name, last, source, error, job.failed)
+    raise NotebookFailed(job.name, last, source, error, job.failed if job.partial.exists() else None)
 
 
 def _code_cells(copy: Path) -> list:
