@@ -236,6 +236,14 @@ def test_notebook_without_parameters_is_refused(notebooks):
     assert refused() == "03_tiny has no parameter seeds; it has: profile, dataset, overrides."
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}'])
+def test_file_that_is_no_notebook_is_refused_in_a_sentence(notebooks, capsys, content):
+    (notebooks / "03_tiny.ipynb").write_text(content)
+    assert main(["run", "03", "--profile", "smoke"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1].startswith("03_tiny.ipynb is not a readable notebook (")
+
+
 def test_find_notebook(notebooks, tmp_path):
     affnet, other = write(notebooks, "03_affnet"), write(tmp_path, "elsewhere")
     write(notebooks, "04_a"), write(notebooks, "04_b")

@@ -149,13 +149,16 @@ def find_notebook(name: str | Path) -> Path:
 
 
 def notebook_parameters(notebook: Path) -> dict[str, str]:
-    """Name → default (source text) of all in the parameters cell. Raises ValueError if there is none."""
+    """Name → default (source text) of all in the parameters cell. Raises ValueError if there is none, OSError."""
     import papermill
 
     try:
         found = papermill.inspect_notebook(_without_fields(notebook))
-    except ValueError as error:
-        raise ValueError(f"{notebook.name} cannot be read: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # nbformat raises many kinds for what is not a notebook
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{notebook.name} is not a readable notebook ({reason}).") from error
     if not found:
         raise ValueError(f"{notebook.name} has no cell tagged `parameters` that sets some.")
     return {name: parameter["default"] for name, parameter in found.items()}
