@@ -527,6 +527,7 @@ def test_wrong_commands_end_with_a_sentence(notebooks, capsys):
         (["run", "03", "--set", "epochs"], "--set epochs has no value; write --set KEY=VALUE."),
         (["run", "03", "-p", "rows", "[a"], "'[a' is neither JSON nor YAML."),
         (["run", "03", "--seeds", "a"], "--seeds a is not a list of whole numbers; write --seeds 0,1,2."),
+        (["tables", "--dataset", ","], "--dataset names no data set; choose from synthbirds, cub200,"),
         (["tables"], f"{results_folder(load_config('cpu'))} does not exist; `fgvc run all` makes it."),
     ):
         assert main(command) == 2
@@ -545,6 +546,12 @@ def test_a_file_that_ends_too_early_is_no_interrupt(monkeypatch, capsys):
     with pytest.raises(EOFError, match="No data left"):
         main(["course"])
     assert "Interrupted" not in capsys.readouterr().err
+
+
+def test_results_without_tables_say_which_notebooks_make_them(notebooks, capsys):
+    (results_folder(load_config("smoke")) / "runs").mkdir(parents=True)
+    assert main(["tables", "--profile", "smoke"]) == 0
+    assert capsys.readouterr().out.endswith("has no tables yet; notebooks 03, 05, 07, 08 make them.\n")
 
 
 def test_help_names_every_command(capsys):

@@ -115,6 +115,8 @@ def tables(profile, datasets, overrides):
     """Print the tables of a results folder, paper | ours."""
     from fgvclib.study.aggregate import aggregate, print_tables
 
+    if not datasets:
+        raise ValueError(f"--dataset names no data set; choose from {', '.join(DATASETS)}.")
     folders = [results_folder(load_config(profile, dataset, **overrides)) for dataset in datasets]
     for folder in folders:
         if not folder.is_dir():
