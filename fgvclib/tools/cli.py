@@ -199,18 +199,19 @@ def predict(photos, checkpoint, output, csv, json):
 
 @fgvc.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: model.onnx in that folder.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: model.onnx beside it.")
 @click.option("--page", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a page for the browser instead.")
 def export(run, output, page):
-    """Write the model in RUN, the folder of a run, as ONNX, or as a web page (needs the extra `onnx`)."""
+    """Write the model in RUN, a run's folder or its checkpoint.pt, as ONNX or a web page (needs the extra `onnx`)."""
+    checkpoint = run if run.is_file() else run / "checkpoint.pt"
     if page:
         from fgvclib.apps.page import export_page  # imports torch
 
-        click.echo(f"{export_page(run / 'checkpoint.pt', page)}: serve it with `python -m http.server -d {page}`.")
+        click.echo(f"{export_page(checkpoint, page)}: serve it with `python -m http.server -d {page}`.")
         return
     from fgvclib.apps.export import export_run
 
-    click.echo(export_run(run, output))
+    click.echo(export_run(checkpoint, output))
 
 
 @fgvc.command()
