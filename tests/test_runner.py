@@ -9,6 +9,7 @@ import sys
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from textwrap import indent
@@ -597,6 +598,30 @@ def test_values_are_json_python_or_yaml(text, value):
 def test_lab_passes_arguments_on(notebooks, capfd):
     assert main(["lab", "--version"]) == 0
     assert capfd.readouterr().out.strip()[0].isdigit()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_server_ends_with_the_command(notebooks, tmp_path, sent):
+    pid, temporary = tmp_path / "pid", tmp_path / "temporary"
+    temporary.mkdir()
+    stand_in = (
+        f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(f'{{os.getpid()}}\\n')\ntime.sleep(100)"
+    )
+    (tmp_path / "voila.py").write_text(stand_in)
+    code = "import pathlib, sys\nfrom fgvclib.tools import kernels\nkernels.app(pathlib.Path(sys.argv[1]), {})"
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(write(notebooks, "09_explorer", "1"))]
+    process = subprocess.Popen(command, cwd=config.PROJECT, env=environment)
+    until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+    server = int(pid.read_text())
+    try:
+        process.send_signal(sent)
+        process.wait(60)
+        until(lambda: not alive(server))
+        assert sent == signal.SIGKILL or list(temporary.iterdir()) == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
 
 
 def test_help_does_not_wait_for_torch():
