@@ -25,6 +25,7 @@ DATASETS = ("synthbirds", "cub200", "aircraft", "cars", "folder")
 SYNTHBIRDS_KEYS = ("train_per_class", "test_per_class", "photo_size")  # how it is drawn; other data have photos
 AIRCRAFT_BANNER = 20  # pixels at the bottom of every FGVC-Aircraft photo: the photographer's copyright
 END_TO_END = "end-to-end"  # the paper's own among the systems of Table 3
+LAST_SEED = 2**32 - 1  # so that torch takes what is made of it, too, such as a seed for each epoch
 SMALL_CROP = 128  # pixels; a training of larger crops uses several cores by itself, and takes gigabytes
 
 Count = Annotated[int, Field(ge=1)]
@@ -290,6 +291,13 @@ def load_config(profile: str, dataset: str = "synthbirds", /, **overrides) -> Co
         return replace(PROFILES[profile], dataset=dataset, **(own | overrides))
     except ValidationError as error:
         raise ValueError(_sentence(error)) from None
+
+
+def check_seeds(seeds: Sequence) -> None:
+    """Raises ValueError unless these are one or more different whole numbers that every generator takes."""
+    allowed = all(type(seed) is int and 0 <= seed <= LAST_SEED for seed in seeds)
+    if not seeds or not allowed or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {seeds!r}; one or more different whole numbers from 0 to {LAST_SEED} are needed.")
 
 
 def _check_keys(dataset: str, overrides: dict) -> None:

@@ -62,13 +62,16 @@ def test_onnx_runtime_agrees(exported, model, config, batch):
 
 
 @pytest.mark.parametrize("name, written", [(None, "run/model.onnx"), ("onnx", "onnx/model.onnx"), ("a.onnx", "a.onnx")])
-def test_output_is_a_file_or_a_folder(config, model, tmp_path, monkeypatch, name, written):
+def test_output_is_a_file_or_a_folder(config, model, tmp_path, monkeypatch, capsys, name, written):
     (tmp_path / "run").mkdir()
     (tmp_path / "onnx").mkdir()
     state = {"config": training_values(config), "model": model.state_dict(), "class_names": ["a", "b", "c"]}
     save_checkpoint(tmp_path / "run" / "checkpoint.pt", state | {"history": []})
     monkeypatch.setattr(export, "export_onnx", lambda model, path, size: path)
-    assert export.export_run(tmp_path / "run", name and tmp_path / name) == tmp_path / written
+    output = ["--output", str(tmp_path / name)] if name else []
+    for run in ("run", "run/checkpoint.pt"):
+        assert main(["export", str(tmp_path / run), *output]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / written)
 
 
 def test_a_folder_without_run_is_refused_in_a_sentence(tmp_path, capsys):

@@ -93,3 +93,18 @@ def test_long_names_above_a_gallery_do_not_run_into_each_other():
     figure.canvas.draw()
     extents = [ax.title.get_window_extent() for ax in figure.axes[:6]]
     assert all(left.x1 < right.x0 for left, right in pairwise(extents))
+
+
+def test_a_dollar_in_a_class_name_is_no_mathematics():
+    names, pictures = ["$5 # $6", "Ke$ha $x_"], np.zeros((2, 8, 8, 3))
+    figures.localisation_gallery(pictures, [{}] * 2, {"crop": pictures}, names)
+    figures.compare_views([np.zeros((8, 8, 3), np.uint8)] * 2, [(0.1, 0.1, 0.9, 0.9)] * 2, names, 8, 8)
+    _, (confusion, bars, photo) = plt.subplots(1, 3)
+    figures.show_confusion(confusion, np.eye(2), names, names)
+    figures.show_probabilities(bars, pd.Series([0.7, 0.3], index=names))
+    figures.show_image(photo, pictures[0])
+    photo.set_title(names[0], fontsize="small")  # as notebook 01 does
+    for number in plt.get_fignums():
+        plt.figure(number).canvas.draw()  # such a name, read as mathematics, would be an error or lose its dollars
+        texts = plt.figure(number).findobj(lambda part: isinstance(part, plt.Text) and "$" in part.get_text())
+        assert texts and not any(text.get_parse_math() for text in texts if text.get_text() in names)

@@ -9,6 +9,7 @@ import sys
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from textwrap import indent
@@ -146,6 +147,21 @@ def test_failing_cell_is_named_and_a_rerun_works(notebooks, tmp_path):
     assert copy.read_bytes() == executed  # to be read until there is a better one
 
 
+def test_braces_in_paths_are_names_like_others(notebooks, tmp_path, monkeypatch):
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / "re{old}"))
+    (tmp_path / "{dataset}").mkdir()
+    copy = runner.run_notebook(write(tmp_path / "{dataset}", "03_tiny", "1"), *SMOKE)
+    assert copy.is_relative_to(tmp_path / "re{old}") and entries() == {"03_tiny"}
+
+
+def test_failure_before_the_first_cell_names_no_copy(notebooks, monkeypatch):
+    write(notebooks, "03_tiny", "1")
+    monkeypatch.setattr(runner, "_execute", lambda *args: 1)
+    with pytest.raises(runner.NotebookFailed, match=r"exit status 1; its message stands above\.$") as failure:
+        runner.run_notebook("03", *SMOKE)
+    assert failure.value.copy is None
+
+
 @pytest.mark.parametrize(
     ("cells", "error"),
     [
@@ -210,7 +226,9 @@ def test_wrong_input_is_refused_before_running(notebooks):
     assert "--dataset" in refused(overrides={"dataset": "cub200"})
     assert "profile is 'tiny'" in refused(profile="tiny")
     assert "there are: 03_tiny" in refused(notebook="04")
-    for seeds in ([], [0, 0], [0.5], [True]):
+    for rows in (5, None, [5], {"Baseline": 1}):
+        assert refused(parameters={"rows": rows}) == f"rows is {rows!r}; give names, separated by commas."
+    for seeds in ([], [0, 0], [0.5], [True], [-1], [2**32]):
         assert "different whole numbers" in refused(seeds=seeds)
 
 
@@ -219,6 +237,14 @@ def test_notebook_without_parameters_is_refused(notebooks):
     assert "03_tiny.ipynb has no cell tagged `parameters`" in refused()
     write(notebooks, "03_tiny", "1", parameters='profile = "cpu"\ndataset = ""\noverrides = {}')
     assert refused() == "03_tiny has no parameter seeds; it has: profile, dataset, overrides."
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}'])
+def test_file_that_is_no_notebook_is_refused_in_a_sentence(notebooks, capsys, content):
+    (notebooks / "03_tiny.ipynb").write_text(content)
+    assert main(["run", "03", "--profile", "smoke"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1].startswith("03_tiny.ipynb is not a readable notebook (")
 
 
 def test_find_notebook(notebooks, tmp_path):
@@ -477,9 +503,11 @@ def test_seeds_as_a_list_a_number_or_text(given, read):
     assert Experiment("smoke", "synthbirds", given).seeds == read
 
 
-@pytest.mark.parametrize("given", ["a", "", "[]", [], [0, 0], 0.5, "0.5", [True], {"seed": 1}, "[[0]]"])
+@pytest.mark.parametrize("given", ["a", "", "[]", [], [0, 0], 0.5, "0.5", [True], {"seed": 1}, "[[0]]", "-1", 10**20])
 def test_seeds_that_are_none_are_refused(given):
-    with pytest.raises(ValueError, match=r"^seeds are .*; one or more different whole numbers are needed\.$"):
+    with pytest.raises(
+        ValueError, match=r"^seeds are .*; one or more different whole numbers from 0 to 429\d+ are needed\.$"
+    ):
         Experiment("smoke", "synthbirds", given)
 
 
@@ -502,6 +530,7 @@ def test_wrong_commands_end_with_a_sentence(notebooks, capsys):
         (["run", "03", "--set", "epochs"], "--set epochs has no value; write --set KEY=VALUE."),
         (["run", "03", "-p", "rows", "[a"], "'[a' is neither JSON nor YAML."),
         (["run", "03", "--seeds", "a"], "--seeds a is not a list of whole numbers; write --seeds 0,1,2."),
+        (["tables", "--dataset", ","], "--dataset names no data set; choose from synthbirds, cub200,"),
         (["tables"], f"{results_folder(load_config('cpu'))} does not exist; `fgvc run all` makes it."),
     ):
         assert main(command) == 2
@@ -510,6 +539,22 @@ def test_wrong_commands_end_with_a_sentence(notebooks, capsys):
     for command in (["run"], ["run", "03", "--profil3", "x"], ["run", "03", "--timeout", "0"], ["grid"]):
         assert main(command) == 2
         assert "Usage: fgvc" in capsys.readouterr().err
+
+
+def test_a_file_that_ends_too_early_is_no_interrupt(monkeypatch, capsys):
+    def build():
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("fgvclib.tools.course.build", build)
+    with pytest.raises(EOFError, match="No data left"):
+        main(["course"])
+    assert "Interrupted" not in capsys.readouterr().err
+
+
+def test_results_without_tables_say_which_notebooks_make_them(notebooks, capsys):
+    (results_folder(load_config("smoke")) / "runs").mkdir(parents=True)
+    assert main(["tables", "--profile", "smoke"]) == 0
+    assert capsys.readouterr().out.endswith("has no tables yet; notebooks 03, 05, 07, 08 make them.\n")
 
 
 def test_help_names_every_command(capsys):
@@ -557,6 +602,30 @@ def test_lab_passes_arguments_on(notebooks, capfd):
     assert capfd.readouterr().out.strip()[0].isdigit()
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_server_ends_with_the_command(notebooks, tmp_path, sent):
+    pid, temporary = tmp_path / "pid", tmp_path / "temporary"
+    temporary.mkdir()
+    stand_in = (
+        f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(f'{{os.getpid()}}\\n')\ntime.sleep(100)"
+    )
+    (tmp_path / "voila.py").write_text(stand_in)
+    code = "import pathlib, sys\nfrom fgvclib.tools import kernels\nkernels.app(pathlib.Path(sys.argv[1]), {})"
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(write(notebooks, "09_explorer", "1"))]
+    process = subprocess.Popen(command, cwd=config.PROJECT, env=environment)
+    until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+    server = int(pid.read_text())
+    try:
+        process.send_signal(sent)
+        process.wait(60)
+        until(lambda: not alive(server))
+        assert sent == signal.SIGKILL or list(temporary.iterdir()) == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
 def test_help_does_not_wait_for_torch():
     code = "import sys, fgvclib.tools.cli\nsys.exit(bool({'torch', 'papermill', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=config.PROJECT).returncode == 0
@@ -575,6 +644,12 @@ def test_reproduction_is_the_notebooks_up_to_the_comparison(monkeypatch, tmp_pat
     executed.clear()
     assert main(["run", "all", "--profile", "smoke"]) == 0
     assert executed == [path.stem[:2] for path in runner.list_notebooks()] and "11" in executed
+
+
+def test_rows_as_text_are_names_too(notebooks):
+    write(notebooks, "05_ablation", "1")
+    for given, rows in (("Baseline", ["Baseline"]), ("Baseline, a b", ["Baseline", "a b"]), (["a"], ["a"]), ("", [])):
+        assert runner.plan("05", *SMOKE, parameters={"rows": given}).parameters["rows"] == rows
 
 
 # Trainings beside the notebooks
@@ -651,6 +726,33 @@ def test_trainings_that_ignore_the_interrupt_are_killed(notebooks, stand_in, mon
     with pytest.raises(runner.NotebookFailed):
         runner.run_all(*SMOKE)
     assert not (stand_in / "interrupted").exists()
+
+
+def test_rows_are_named_to_the_trainings_as_they_are(notebooks, stand_in, monkeypatch):
+    write(notebooks, "02_trains", "1")
+    write(notebooks, "05_reads", "1")
+    stand_in.mkdir()
+    (stand_in / "enough").touch()
+    monkeypatch.setattr(runner, "_run", lambda *args: True)
+    runner.run_all(*SMOKE, parameters={"rows": "Baseline"})
+    assert read_json(stand_in / "asked")[-2:] == ["--rows", "Baseline"]
+
+
+def test_failed_trainings_end_the_command_before_the_next_notebook(notebooks, stand_in, monkeypatch):
+    executed = []
+
+    def execute(job, *args):
+        executed.append(job.name)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # until the trainings have ended
+        return True
+
+    monkeypatch.setattr(runner, "TRAININGS", "import sys\nsys.exit(1)")
+    monkeypatch.setattr(runner, "_run", execute)
+    write(notebooks, "02_trains", "1")
+    write(notebooks, "04_trains", "1")
+    with pytest.raises(runner.TrainingsFailed):
+        runner.run_all(*SMOKE)
+    assert "04_trains" not in executed
 
 
 def test_failing_training_ends_the_notebooks_in_a_sentence(notebooks, stand_in, monkeypatch, capsys):

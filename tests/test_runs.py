@@ -336,6 +336,18 @@ def test_fresh_run_moves_the_old_one_aside_and_is_made_once(tiny, splits, copy, 
     train_or_load(replace(tiny, epochs=1, warmup_epochs=0), splits, 0, copy, announce=pytest.fail)
 
 
+def test_run_that_was_copied_back_moves_aside_again(copy, monkeypatch):
+    monkeypatch.setenv("FGVC_FRESH", "0")  # to be set back
+    ask_for_fresh_runs()
+    names = []
+    for _ in range(3):
+        runs.move_aside(copy)
+        (new,) = {path.name for path in (copy.parent / "replaced").iterdir()} - set(names)
+        names.append(new)
+        shutil.copytree(copy.parent / "replaced" / new, copy, dirs_exist_ok=True)
+    assert [name.removeprefix(names[0]) for name in names] == ["", "-2", "-3"]
+
+
 def test_metrics_are_written_last(tiny, splits, copy, monkeypatch):
     """Where the evaluation fails there are none, and the next call ends the run without training again."""
     expected = json.loads((copy / "metrics.json").read_text())

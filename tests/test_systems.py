@@ -185,7 +185,7 @@ def test_run_of_a_system_is_scored_loaded_and_used_on_photos(configured, splits,
     assert found.class_name in splits.class_names and found.box == (0, 0, 50, 40)
     assert "does not localise" in recogniser.remarks()[-1]
     with pytest.raises(ValueError, match="only 'end-to-end' has this form"):
-        export_run(tmp_path / "run")
+        export_run(run.checkpoint)
 
 
 def test_unknown_system_is_named(tiny, splits, tmp_path):

@@ -1,5 +1,6 @@
 """The ImageNet teacher: its maps by hand, on disk, and what AttNet and AffNet learn from them alone."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,19 @@ def test_maps_are_computed_once(config, splits, monkeypatch):
     first = teacher_maps(splits.train, config)
     monkeypatch.setattr(module, "_compute", None)  # a second computation would fail
     assert torch.equal(teacher_maps(splits.train, config), first)
+
+
+@pytest.mark.parametrize("bytes_left", [0, 5, 200])
+def test_file_that_was_cut_short_is_computed_anew(config, splits, bytes_left):
+    config = replace(config, teacher_mean="ddt")
+    component = teacher_component(splits.train, config)
+    maps = teacher_maps(splits.train, config, component)
+    features = next(results_root().glob("teacher_features/*/*.npy"))
+    for path in (features, *results_root().glob("teacher_features/*/components/*.npy")):
+        os.truncate(path, bytes_left)
+    assert torch.equal(teacher_component(splits.train, config), component)
+    os.truncate(features, bytes_left)
+    assert torch.equal(teacher_maps(splits.train, config, component), maps)
 
 
 @pytest.mark.parametrize("change", [{"teacher_size": 96}, {"teacher_mean": "mean"}, {"teacher_layer": "last"}])

@@ -78,11 +78,11 @@ def half_precision_weights(path: Path, smallest: int = 1024) -> None:
         onnx.save(model, temporary)
 
 
-def export_run(folder: Path, path: Path | str | None = None) -> Path:
-    """Export the checkpoint of a run's folder to `path`, by default `model.onnx` in it; to `model.onnx` in a folder.
+def export_run(checkpoint: Path, path: Path | str | None = None) -> Path:
+    """Export a run's checkpoint to `path`, by default `model.onnx` beside it; to `model.onnx` in a folder.
 
-    Raises ValueError where the folder holds no readable checkpoint.
+    Raises ValueError where that is no readable checkpoint.
     """
-    trained = Recogniser(folder / "checkpoint.pt")
-    path = Path(path or folder)
+    trained = Recogniser(checkpoint)
+    path = Path(path or checkpoint.parent)
     return export_onnx(trained.end_to_end(), path / "model.onnx" if path.is_dir() else path, trained.config.image_size)

@@ -77,7 +77,7 @@ def teacher_component(training: pd.DataFrame, config: Config) -> Tensor | None:
         return None
     names = sorted(path.name for path in _files(training, config))
     kept = _folder(config) / "components" / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:20]}.npy"
-    if not kept.exists():
+    if not _is_whole(kept):
         _save(kept, principal_component(_batches(_stored(training, config))).numpy())
     return torch.from_numpy(np.load(kept))
 
@@ -103,18 +103,27 @@ def compare_teachers(splits: Splits, config: Config, thresholds: Sequence[float]
 
 
 def _stored(photos: pd.DataFrame, config: Config) -> list[Path]:
-    """The files that hold the photos' features, in the table's order; those that are missing are computed.
+    """The files that hold the photos' features, in the table's order; those missing or damaged are computed.
 
     An interrupted computation goes on where it stopped. While one process computes, others wait.
     """
     if config.teacher_weights != "imagenet":
         raise ValueError("teacher_weights is 'live': such a teacher has no fixed maps; choose 'imagenet'.")
     kept = _files(photos, config)
-    if not all(path.exists() for path in kept):
+    if not all(map(_is_whole, kept)):
         with locked(_folder(config) / ".lock"):
-            missing = {path: photo for path, photo in zip(kept, photos["path"], strict=True) if not path.exists()}
+            missing = {path: photo for path, photo in zip(kept, photos["path"], strict=True) if not _is_whole(path)}
             _compute(missing, config)
     return kept
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and not cut short, as a power failure or a copy onto a full disk leaves it."""
+    try:
+        np.load(path, mmap_mode="r")  # reads the header, and compares its sizes with the file's
+    except (FileNotFoundError, EOFError, ValueError):
+        return False
+    return True
 
 
 def _files(photos: pd.DataFrame, config: Config) -> list[Path]:

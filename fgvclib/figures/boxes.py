@@ -56,13 +56,16 @@ def to_picture(images: Tensor, config: Config) -> np.ndarray:
 
 
 def show_image(ax: Axes, picture: np.ndarray, title: str = "", boxes: Mapping[str, Sequence[float]] | None = None):
-    """A picture (H, W, 3) with boxes xyxy in [0, 1], by kind: "true", "predicted" or "target"; see `may_show`."""
+    """A picture (H, W, 3) with boxes xyxy in [0, 1], by kind: "true", "predicted" or "target"; see `may_show`.
+
+    Whatever title the axes get is drawn as it is, without mathematics: it may be a class name, with `$` in it.
+    """
     height, width = picture.shape[:2]
     shown = picture if _PHOTOS["allowed"] else np.full((1, 1, 3), 0.9)
     ax.imshow(shown, extent=(0, width, height, 0))
     for kind, box in (boxes or {}).items():
         draw_box(ax, box, kind, width, height)
-    _finish_image(ax, title)
+    _finish_image(ax, title, parse_math=False)
 
 
 def show_attention(ax: Axes, attention: Tensor, title: str = "", boxes: Mapping[str, Sequence[float]] | None = None):
@@ -210,7 +213,7 @@ def show_probabilities(
     places = np.arange(len(best))
     ax.barh(places, best.to_numpy(), height=0.32, color=colours)
     for place, (name, value) in zip(places, best.items(), strict=True):
-        ax.text(0, place - 0.24, shorten(name, room), va="bottom", fontsize=9.5)
+        ax.text(0, place - 0.24, shorten(name, room), va="bottom", fontsize=9.5, parse_math=False)
         ax.text(value, place, f" {value:.0%}", va="center", fontsize=9.5)
     ax.set(xlim=(0, 1), ylim=(max(len(best), 4) - 0.6, -0.75))
     ax.set_axis_off()

@@ -158,7 +158,7 @@ def mask_figure(attention: Tensor, mask: Tensor, box: Sequence[float]) -> Figure
 def theta_figure(picture: np.ndarray, box: Sequence[float]) -> Figure:
     """A photo (H, W, 3) with the box of a theta, and the crop inside it."""
     figure, axes = image_grid(1, 2, side=2.6)
-    show_image(axes[0, 0], picture, r"photo, box of $\theta$", {"predicted": box})
+    show_image(axes[0, 0], picture, "photo, box of θ", {"predicted": box})
     show_image(axes[0, 1], cut(picture, box, len(picture)), "crop")
     return figure
 

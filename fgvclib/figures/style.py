@@ -64,8 +64,8 @@ def use_style() -> None:
     )
 
 
-def _finish_image(ax: Axes, title: str) -> None:
-    ax.set_title(title, fontsize="small")
+def _finish_image(ax: Axes, title: str, **text) -> None:
+    ax.set_title(title, fontsize="small", **text)
     ax.set_axis_off()
 
 

@@ -111,6 +111,7 @@ def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: S
     Up to 12 classes have numbers and names on both sides (below without their group), up to 40 have names on the left.
     Where there are no numbers, a bar says what the colours mean.
     """
+    as_it_is = {"fontsize": "small", "parse_math": False}  # `$` in a class name
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = len(counts) * -(-len(names) // len(counts)) - 0.5  # the last of several classes a cell need not exist
     image = ax.imshow(100 * shares, cmap="Greens", vmin=0, vmax=100, extent=(-0.5, side, side, -0.5))
@@ -120,12 +121,12 @@ def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: S
             ax.axhline(start - 0.5, color="0.6", linewidth=0.8)
             ax.axvline(start - 0.5, color="0.6", linewidth=0.8)
         middles = (np.array(starts) + np.array([*starts[1:], len(names)]) - 1) / 2
-        ax.set_xticks(middles, [groups[start] for start in starts], rotation=40, ha="right", fontsize="small")
-        ax.set_yticks(range(len(names)), [shorten(name, 34) for name in names], fontsize="small")
+        ax.set_xticks(middles, [groups[start] for start in starts], rotation=40, ha="right", **as_it_is)
+        ax.set_yticks(range(len(names)), [shorten(name, 34) for name in names], **as_it_is)
         ax.tick_params(length=0)
     if len(names) <= 12:
         marks = [name.removesuffix(group).strip() or name for name, group in zip(names, groups, strict=True)]
-        ax.set_xticks(range(len(names)), marks, rotation=40, ha="right", fontsize="small")
+        ax.set_xticks(range(len(names)), marks, rotation=40, ha="right", **as_it_is)
         for (row, column), share in np.ndenumerate(shares):
             ink = {"color": "white" if share > 0.55 else "black", "ha": "center", "va": "center"}
             ax.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "", fontsize="small", **ink)

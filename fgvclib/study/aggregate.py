@@ -9,7 +9,7 @@ import pandas as pd
 from fgvclib.config import aggregate_folder, load_config, results_folder
 from fgvclib.utils.files import atomic_path
 
-TABLES = ("table1", "table2", "table3", "efficiency")
+TABLES = {"table1": "03", "table2": "05", "table3": "07", "efficiency": "08"}  # and the notebooks that make them
 
 
 def aggregate(profile: str, datasets: Sequence[str], overrides: dict | None = None) -> Path:
@@ -53,11 +53,13 @@ def _write(path: Path, table: pd.DataFrame, first: str) -> None:
 
 
 def print_tables(folder: Path) -> None:
-    """Print the tables that a results folder has, paper | ours, and say where its figures are."""
-    for name in TABLES:
-        path = folder / f"{name}.csv"
-        if path.exists():
-            print(f"\n{name} (paper | ours)\n{beside_paper(pd.read_csv(path)).to_string(index=False)}")
+    """Print a results folder's tables, paper | ours, or which notebooks make some, and say where its figures are."""
+    found = [name for name in TABLES if (folder / f"{name}.csv").exists()]
+    for name in found:
+        table = pd.read_csv(folder / f"{name}.csv")
+        print(f"\n{name} (paper | ours)\n{beside_paper(table).to_string(index=False)}")
+    if not found:
+        print(f"{folder} has no tables yet; notebooks {', '.join(TABLES.values())} make them.")
     figures = sorted((folder / "figures").glob("*.png"))
     if figures:
         print(f"\n{len(figures)} figures: {folder / 'figures'}")

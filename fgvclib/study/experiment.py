@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fgvclib.config import PROJECT, Config, load_config, results_folder
+from fgvclib.config import PROJECT, Config, check_seeds, load_config, results_folder
 from fgvclib.data.fixed_boxes import with_fixed_boxes
 from fgvclib.data.splits import Splits, load_splits
 from fgvclib.study.bounds import BASELINE, BOUNDS
@@ -29,8 +29,7 @@ def read_seeds(seeds: Sequence[int] | int | str) -> list[int]:
     """Different whole numbers: a list, one of them, or their text, such as "0,1,2". Raises ValueError."""
     value = literal(seeds) if isinstance(seeds, str) else seeds
     numbers = list(value) if isinstance(value, list | tuple) else [value]
-    if not numbers or any(type(number) is not int for number in numbers) or len(set(numbers)) < len(numbers):
-        raise ValueError(f"seeds are {seeds!r}; one or more different whole numbers are needed.")
+    check_seeds(numbers)
     return numbers
 
 

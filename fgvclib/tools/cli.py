@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
+    except click.Abort as abort:
+        if isinstance(abort.__cause__, EOFError):  # click takes it for Ctrl-D, but no command asks for input
+            raise abort.__cause__ from None
         return _complain("Interrupted. What was done is kept; the same command goes on from there.", 130)
     except (runner.NotebookFailed, runner.NotebookBusy, runner.TrainingsFailed) as error:
         return _complain(error, 1)
@@ -113,6 +115,8 @@ def tables(profile, datasets, overrides):
     """Print the tables of a results folder, paper | ours."""
     from fgvclib.study.aggregate import aggregate, print_tables
 
+    if not datasets:
+        raise ValueError(f"--dataset names no data set; choose from {', '.join(DATASETS)}.")
     folders = [results_folder(load_config(profile, dataset, **overrides)) for dataset in datasets]
     for folder in folders:
         if not folder.is_dir():
@@ -195,18 +199,19 @@ def predict(photos, checkpoint, output, csv, json):
 
 @fgvc.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: model.onnx in that folder.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: model.onnx beside it.")
 @click.option("--page", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a page for the browser instead.")
 def export(run, output, page):
-    """Write the model in RUN, the folder of a run, as ONNX, or as a web page (needs the extra `onnx`)."""
+    """Write the model in RUN, a run's folder or its checkpoint.pt, as ONNX or a web page (needs the extra `onnx`)."""
+    checkpoint = run if run.is_file() else run / "checkpoint.pt"
     if page:
         from fgvclib.apps.page import export_page  # imports torch
 
-        click.echo(f"{export_page(run / 'checkpoint.pt', page)}: serve it with `python -m http.server -d {page}`.")
+        click.echo(f"{export_page(checkpoint, page)}: serve it with `python -m http.server -d {page}`.")
         return
     from fgvclib.apps.export import export_run
 
-    click.echo(export_run(run, output))
+    click.echo(export_run(checkpoint, output))
 
 
 @fgvc.command()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,19 @@ from fgvclib.config import PROJECT, data_root, folder_root, results_root
 NOTEBOOKS = PROJECT / "notebooks"
 # Before nbformat is imported: it would build a grammar of IRIs, a second of every start, and here it checks none.
 WITHOUT_GRAMMAR = "import sys; sys.modules['rfc3987_syntax'] = None"
+# A server cannot notice the end of its parent by its input, as trainings do: JupyterLab asks there before it ends.
+SERVER = """
+import os, runpy, signal, sys, threading, time
+_, parent, module, *arguments = sys.argv
+def end_with_parent():
+    while os.getppid() == int(parent):
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=end_with_parent, daemon=True).start()
+sys.argv = [module, *arguments]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+GRACE_SECONDS = 10  # for a server to end its kernels
 UPLOADS = {"websocket_max_message_size": 100 * 2**20}  # bytes; a photo of a phone is beyond the default, 10 MiB
 
 
@@ -63,7 +77,7 @@ def lab(arguments: Sequence[str] = ()) -> int:
     with own_kernel(isolated=False) as environment:
         quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
         uploads = f"--ServerApp.tornado_settings={UPLOADS}"
-        return _serve([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *quiet, uploads, *arguments], environment)
+        return _serve("jupyterlab", [str(NOTEBOOKS), *quiet, uploads, *arguments], environment)
 
 
 def app(notebook: Path, parameters: dict, arguments: Sequence[str] = ()) -> int:
@@ -75,11 +89,22 @@ def app(notebook: Path, parameters: dict, arguments: Sequence[str] = ()) -> int:
         served = str(Path(folder) / notebook.name)
         write_ipynb(parameterize_notebook(load_notebook_node(str(notebook)), parameters), served)
         uploads = f"--Voila.tornado_settings={UPLOADS}"
-        return _serve([sys.executable, "-m", "voila", served, uploads, *arguments], environment)
+        return _serve("voila", [served, uploads, *arguments], environment)
 
 
-def _serve(command: Sequence[str], environment: dict[str, str]) -> int:
+def _serve(module: str, arguments: Sequence[str], environment: dict[str, str]) -> int:
+    """The exit status of a server, a Python module, that ends with this process however this one ends."""
+    command = [sys.executable, "-c", SERVER, str(os.getpid()), module, *arguments]
     process = subprocess.Popen(command, env=environment)
-    while True:
-        with suppress(KeyboardInterrupt):  # the server gets it too, and asks or ends
-            return process.wait()
+    # As an exception, SIGTERM lets the callers remove their folders.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        while True:
+            with suppress(KeyboardInterrupt):  # the server gets it too, and asks or ends
+                return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        process.kill()

@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fgvclib.config import SMALL_CROP, Config, load_config, results_folder
+from fgvclib.config import SMALL_CROP, Config, check_seeds, load_config, results_folder
 from fgvclib.tools import manifest
 from fgvclib.tools.kernels import NOTEBOOKS, WITHOUT_GRAMMAR, own_kernel
 from fgvclib.utils.files import BUSY, atomic_path, lock_path, locked
@@ -34,6 +34,7 @@ NEED_RUNS = ("02", "04", "05")  # notebooks that train what they do not find
 BESIDE = "04"  # the last notebook beside trainings; later ones read the runs of all rows and seeds
 MEASURES = "03"  # of those the last one executed: it waits for the trainings' end before it measures runtimes
 COMMON = ("profile", "dataset", "seeds", "overrides")  # parameters of every notebook
+NAME_LISTS = ("rows", "train_systems")  # parameters that are lists of names
 THREADS = "OMP_NUM_THREADS"
 GRACE_SECONDS = 20  # for a stopped training to save
 START_SECONDS = 300  # for a kernel to start on a busy machine
@@ -66,12 +67,14 @@ with locked(os.environ[BUSY]):
 class NotebookFailed(RuntimeError):
     """A notebook was not executed to its end.
 
-    `cell` counts code cells as Jupyter's In [n] does (None: before the first); `copy` is kept for inspection.
+    `cell` counts code cells as Jupyter's In [n] does (None: before the first); `copy` is kept for inspection (None:
+    nothing had been written).
     """
 
-    def __init__(self, notebook: str, cell: int | None, source: str, error: str, copy: Path):
+    def __init__(self, notebook: str, cell: int | None, source: str, error: str, copy: Path | None):
         where = f" in cell In [{cell}] ({source})" if cell else ""
-        super().__init__(f"{notebook} failed{where}: {error}\nThe notebook as far as it came: {copy}")
+        kept = f"\nThe notebook as far as it came: {copy}" if copy else ""
+        super().__init__(f"{notebook} failed{where}: {error}{kept}")
         self.notebook, self.cell, self.error, self.copy = notebook, cell, error, copy
 
 
@@ -146,16 +149,24 @@ def find_notebook(name: str | Path) -> Path:
 
 
 def notebook_parameters(notebook: Path) -> dict[str, str]:
-    """Name → default (source text) of all in the parameters cell. Raises ValueError if there is none."""
+    """Name → default (source text) of all in the parameters cell. Raises ValueError if there is none, OSError."""
     import papermill
 
     try:
-        found = papermill.inspect_notebook(str(notebook))
-    except ValueError as error:
-        raise ValueError(f"{notebook.name} cannot be read: {error}") from error
+        found = papermill.inspect_notebook(_without_fields(notebook))
+    except OSError:
+        raise
+    except Exception as error:  # nbformat raises many kinds for what is not a notebook
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{notebook.name} is not a readable notebook ({reason}).") from error
     if not found:
         raise ValueError(f"{notebook.name} has no cell tagged `parameters` that sets some.")
     return {name: parameter["default"] for name, parameter in found.items()}
+
+
+def _without_fields(path: Path) -> str:
+    """A path for papermill, which would put parameters in place of {names}."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def plan(
@@ -169,9 +180,8 @@ def plan(
     """A checked job. Raises ValueError or TypeError, also for what papermill would only warn of."""
     path = find_notebook(notebook)
     config = load_config(profile, dataset, **(overrides or {}))
-    seeds, parameters = list(seeds), dict(parameters or {})
-    if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int for seed in seeds):
-        raise ValueError(f"seeds are {seeds}; one or more different whole numbers are needed.")
+    seeds, parameters = list(seeds), _with_lists(parameters)
+    check_seeds(seeds)
     for name in COMMON:
         if name in parameters:
             option = "set" if name == "overrides" else name
@@ -183,6 +193,17 @@ def plan(
     if unknown:
         raise ValueError(f"{path.stem} has no parameter {', '.join(unknown)}; it has: {', '.join(known)}.")
     return Job(path, config, given)
+
+
+def _with_lists(parameters: dict[str, Any] | None) -> dict[str, Any]:
+    """Notebook parameters in which lists of names may have been given as text, such as "Baseline". Raises TypeError."""
+    read = dict(parameters or {})
+    for name in set(read) & set(NAME_LISTS):
+        if isinstance(read[name], str):
+            read[name] = [part.strip() for part in read[name].split(",") if part.strip()]
+        if not isinstance(read[name], list | tuple) or not all(isinstance(part, str) for part in read[name]):
+            raise TypeError(f"{name} is {read[name]!r}; give names, separated by commas.")
+    return read
 
 
 def is_done(job: Job) -> bool:
@@ -262,8 +283,8 @@ def _run_locked(job: Job, timeout: float | None, force: bool) -> bool:
 def _execute(job: Job, timeout: float | None) -> int | None:
     """Exit status of papermill, None at the time limit (minutes). What cells print goes to the terminal."""
     arguments = {
-        "input_path": str(job.notebook),
-        "output_path": str(job.partial.absolute()),
+        "input_path": _without_fields(job.notebook),
+        "output_path": _without_fields(job.partial.absolute()),
         "parameters": job.parameters,
         "kernel_name": "python3",
         "language": "python",
@@ -326,7 +347,7 @@ def _raise_if_failed(job: Job, status: int | None, timeout: float | None) -> Non
     else:
         return
     source = cells[last - 1].source.strip().splitlines()[0] if last else ""
-    raise NotebookFailed(job.name, last, source, error, job.failed)
+    raise NotebookFailed(job.name, last, source, error, job.failed if job.partial.exists() else None)
 
 
 def _code_cells(copy: Path) -> list:
@@ -373,25 +394,25 @@ def run_all(
     In order, but that notebook 03 comes after 04 where trainings run beside both. A parameter goes to the notebooks
     that have it; ValueError if none does. `timeout`: minutes per notebook.
     """
-    began = time.monotonic()
+    began, parameters = time.monotonic(), _with_lists(parameters)
     chosen = [notebook for notebook in list_notebooks() if not until or notebook.stem[:2] <= until]
     known = {notebook: notebook_parameters(notebook) for notebook in chosen}
-    for name in parameters or {}:
+    for name in parameters:
         if not any(name in names for names in known.values()):
             raise ValueError(f"No notebook has a parameter {name}.")
     jobs = []
     for notebook, names in known.items():
-        own = {name: value for name, value in (parameters or {}).items() if name in names}
+        own = {name: value for name, value in parameters.items() if name in names}
         jobs.append(plan(notebook, profile, dataset, seeds, overrides, own))
     folder, ran = jobs[0].folder, False
     needed = [job for job in jobs if job.notebook.stem.startswith(NEED_RUNS) and (force or not is_done(job))]
     side_by_side = needed and needed[0].config.crop_size <= SMALL_CROP
     if side_by_side:
         jobs.sort(key=lambda job: (_number(job) > BESIDE, _number(job) == MEASURES, _number(job)))
-    with trainings_beside(needed[0], parameters) if side_by_side else nullcontext(lambda: None) as wait_for_trainings:
+    rows = parameters.get("rows", [])
+    with trainings_beside(needed[0], rows) if side_by_side else nullcontext(lambda wait: None) as check_trainings:
         for job in jobs:
-            if _number(job) > BESIDE:
-                wait_for_trainings()
+            check_trainings(wait=_number(job) > BESIDE)
             # The comparison reads what the others made.
             stale = ran and job.notebook.stem.startswith(COMPARISON)
             ran |= _run(job, timeout, force or stale)
@@ -404,18 +425,18 @@ def _number(job: Job) -> str:
 
 
 @contextmanager
-def trainings_beside(job: Job, parameters: dict[str, Any] | None) -> Iterator[Callable[[], None]]:
-    """Train what the notebooks need (`fgvc train`) while the block runs; gives a function that waits for the end.
+def trainings_beside(job: Job, rows: Sequence[str]) -> Iterator[Callable[[bool], None]]:
+    """Train what the notebooks need (`fgvc train`) while the block runs; gives a function that looks after it.
 
-    That function raises TrainingsFailed. Notebooks wait for a run that is being trained. Leaving the block before the
-    end stops the trainings; an interrupted one says what is saved.
+    That function takes whether to wait for the end, and raises TrainingsFailed. Notebooks wait for a run that is being
+    trained. Leaving the block before the end stops the trainings; an interrupted one says what is saved.
     """
     given = job.parameters
     command = [sys.executable, "-P", "-c", TRAININGS, "train", "--profile", given["profile"]]
     command += ["--dataset", given["dataset"], "--seeds", ",".join(map(str, given["seeds"]))]
     for key, value in given["overrides"].items():
         command += ["--set", f"{key}={json.dumps(value)}"]
-    if rows := (parameters or {}).get("rows"):
+    if rows:
         command += ["--rows", ",".join(rows)]
     before = {name: os.environ.get(name) for name in (THREADS, BUSY)}
     with TemporaryDirectory() as folder:
@@ -424,14 +445,15 @@ def trainings_beside(job: Job, parameters: dict[str, Any] | None) -> Iterator[Ca
         child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         os.environ[THREADS] = "1"  # of kernels that share the cores with trainings
 
-        def wait() -> None:
-            status = child.wait()
-            _restore(before)
-            if status != 0:
+        def check(wait: bool) -> None:
+            status = child.wait() if wait else child.poll()
+            if wait:
+                _restore(before)
+            if status:
                 raise TrainingsFailed("A training failed for the reason above; the same command goes on from there.")
 
         try:
-            yield wait
+            yield check
         finally:
             _restore(before)
             if child.poll() is None:

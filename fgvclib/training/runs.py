@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from itertools import chain, count
 from pathlib import Path
 
 import pandas as pd
@@ -193,7 +194,9 @@ def move_aside(folder: Path) -> None:
     if not process_state().is_main_process or not newest or not is_replaced(newest[0]):
         return
     made = datetime.fromtimestamp(newest[0].stat().st_mtime, UTC)
-    aside = folder.parent / "replaced" / f"{folder.name}-{made:%Y%m%d-%H%M%S}"
+    name = f"{folder.name}-{made:%Y%m%d-%H%M%S}"
+    names = chain([name], (f"{name}-{number}" for number in count(2)))  # one copied back from there has been there
+    aside = next(path for name in names if not (path := folder.parent / "replaced" / name).exists())
     aside.mkdir(parents=True)
     files = [path for path in folder.iterdir() if not path.name.startswith(".")]  # not the lock, which is held
     for path in sorted(files, key=lambda path: path not in newest):  # from the first on, the run is not done
