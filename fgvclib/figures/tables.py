@@ -209,7 +209,7 @@ def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequen
             look = {"color": colour, "marker": "o", "markersize": 13, "linestyle": "none", "capsize": 3}
             look |= {} if filled else {"markerfacecolor": "white"}
             share = place / len(table) - 0.5
-            where = row[cost] + 0.4 * share if cost == "passes" else row[cost] * (1 + 0.3 * share)
+            where = row[cost] + 0.4 * share if cost == "passes" else row[cost] * (1 + 0.12 * share)
             label = f"{place + 1} {row['method']} (seed{'s' * (' ' in row['seeds'])} {row['seeds']})"
             ax.errorbar(where, row[column], yerr=spread, label=label, linewidth=1, **look)
             inside = {"ha": "center", "va": "center", "color": "white" if filled else "black", "fontsize": 8}
