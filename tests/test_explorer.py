@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from fgvclib.apps import canvas
+from fgvclib.apps import canvas, explorer
 from fgvclib.apps.canvas import Panel, attention_picture, bars_picture, compose, mask_picture
 from fgvclib.apps.explorer import ATTNET, TEACHER, Explorer, ExplorerPanel, answer, read_upload
 from fgvclib.data.index import BOX
@@ -121,6 +121,14 @@ def test_every_setting_gives_a_picture_of_the_same_size(explore):
     sizes = {explore.draw(row, explore.test_photo(0), source, 0.9)[0].size
              for row in explore.rows for source in (ATTNET, TEACHER)}  # fmt: skip
     assert len(sizes) == 1
+
+
+def test_picture_says_at_which_size_attnet_sees_the_photo(explore, models, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(explorer, "compose", lambda panels, legend: drawn.extend(panels))
+    monkeypatch.setattr(models["End-to-end"].attnet, "input_size", 96)
+    explore.draw("End-to-end", explore.test_photo(0))
+    assert drawn[1].note == "from 96×96 pixels"
 
 
 def test_sentence_says_how_many_cells_are_kept(explore):

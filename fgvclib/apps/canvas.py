@@ -1,4 +1,4 @@
-"""Pictures composed with Pillow in the visual language of `plots`, fast enough to follow a slider.
+"""Pictures composed with Pillow in the visual language of `figures`, fast enough to follow a slider.
 
 A matplotlib figure of eight panels takes some 300 ms to lay out and draw; the explorer has 150 ms for everything.
 """
@@ -32,7 +32,7 @@ class Panel(NamedTuple):
     picture: Image.Image
     title: str
     note: str = ""
-    boxes: Mapping[str, Corners] = {}  # xyxy in [0, 1] of `body`, by kind as in `plots.BOX_STYLES`
+    boxes: Mapping[str, Corners] = {}  # xyxy in [0, 1] of `body`, by kind as in `figures.BOX_STYLES`
     cells: np.ndarray | None = None  # (n, n) flags: the True ones are outlined
     body: float = 1.0  # the share of each side, from the lower left corner, that boxes and cells are drawn on
     frame: str | None = None  # kind of box whose colour and line frame the picture

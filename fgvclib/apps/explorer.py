@@ -80,6 +80,7 @@ class Seen:
     """What no slider changes: the maps (1, 1, n, n) of a photo by name, and the classifier's view of all of it."""
 
     maps: dict[str, Tensor]
+    side: int  # at which AttNet sees the photo, in pixels
     view: Tensor  # (1, 3, c, c): the whole photo at the classifier's input size
     probabilities: Tensor  # (1, classes)
 
@@ -115,7 +116,8 @@ def look(model: EndToEndModel, image: Tensor, teacher_map: Tensor | None = None)
     maps = {ATTNET: model.attnet(image)} if model.localise else {}
     view = crop(image, image.new_tensor([IDENTITY_THETA]), model.crop_size)
     teacher_map = model.teacher_map(image) if teacher_map is None else teacher_map
-    return Seen(maps | {TEACHER: teacher_map}, view, model.classifier(view)[0].softmax(dim=1))
+    probabilities = model.classifier(view)[0].softmax(dim=1)
+    return Seen(maps | {TEACHER: teacher_map}, model.attnet.input_size, view, probabilities)
 
 
 @torch.inference_mode()
@@ -252,10 +254,11 @@ class Explorer:
         colours = "grey: 5, blue: 6, orange: 7" + (f", pink: {other.name}" if other else "")
         cells = result.attention.numpy() >= tau
         whole, *crops = (self._picture(view) for view in (seen.view[0], *result.views))
+        seen_at = f"from {seen.side}×{seen.side} pixels"
         names = (self._says(seen.probabilities[0]), *(self._says(values) for values in result.probabilities))
         return [
             Panel(self._picture(photo.image[0]), "1 · Photo", photo.answer or photo.name, on_photo, smooth=True),
-            self._map_panel(seen, ATTNET, "2 · AttNet's map A", "from 64×64 pixels", source, cells),
+            self._map_panel(seen, ATTNET, "2 · AttNet's map A", seen_at, source, cells),
             self._map_panel(seen, TEACHER, "3 · Teacher's map M", "what A is trained towards", source, cells),
             Panel(
                 mask_picture(result.mask, MASK_BODY), f"4 · Mask at τ = {tau:.2f}, k = {k:.0f}",

@@ -1,4 +1,4 @@
-"""SynthBirds, drawn by `fgvclib.synthbirds` in the layout of CUB-200-2011."""
+"""SynthBirds, drawn by `synthbirds` in the layout of CUB-200-2011."""
 
 from pathlib import Path
 

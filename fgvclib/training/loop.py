@@ -123,9 +123,9 @@ def train_localisation(
 ) -> None:
     """Train AttNet and AffNet alone on the maps of a fixed teacher for `localisation_epochs` (ours).
 
-    The photos are loaded at AttNet's 64 pixels, so that such an epoch costs about a tenth of a classifier epoch. Adam
-    with cosine decay: nothing here has to match the classifier's schedule. Without maps, or where both
-    local losses are off, there is nothing to learn from. Runs where the model is.
+    The photos are loaded at the size at which AttNet sees them; at its usual 64 pixels such an epoch costs about a
+    tenth of a classifier epoch. Adam with cosine decay: nothing here has to match the classifier's schedule. Without
+    maps, or where both local losses are off, there is nothing to learn from. Runs where the model is.
     """
     if config.localisation_epochs == 0 or maps is None:
         return
