@@ -131,7 +131,7 @@ def show_confusion(ax: Axes, counts: np.ndarray, names: Sequence[str], groups: S
             ink = {"color": "white" if share > 0.55 else "black", "ha": "center", "va": "center"}
             ax.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "", fontsize="small", **ink)
     if len(names) > 12:
-        ax.figure.colorbar(image, ax=ax, label="% of the row", shrink=0.6)
+        ax.figure.colorbar(image, cax=ax.inset_axes((1.03, 0, 0.04, 1)), label="% of the row")
     ax.set(title=title, xlabel="predicted", ylabel="true")
     ax.grid(False)
 
