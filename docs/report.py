@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgvclib.study import bounds, table2
+from fgvclib.study import bounds, boxes, table2
 from fgvclib.study.intervals import Difference, crossed_difference
 from fgvclib.study.table3 import RIVALS
 
@@ -29,6 +29,7 @@ ROWS = {  # method of table3.csv → row that its runs are named after
     **{method: system for system, method in RIVALS.items()},
 }
 COLUMNS = {"million_multiply_adds": "million multiply-adds", "over_classifier": "over the classifier's"}
+PRICES, SCORES = tuple(COLUMNS), ("mean_iou", "box_acc_0.3", "box_acc_0.5", "box_acc_0.7")
 COLUMNS |= {"mean_iou": "mean IoU"} | {f"box_acc_{level}": f"BoxAcc@{level}" for level in (0.3, 0.5, 0.7)}
 DIGITS = {"million_multiply_adds": ".1f", "over_classifier": ".0%", "tau": ".2f"}
 BY_TAU = (
@@ -36,7 +37,8 @@ BY_TAU = (
     "principal axis of the features (notebook 10, section 5)."
 )
 MADE_BY = ["dataset", "training_photos", "commit", "dirty", "device", "date", "command", "box_acc_mean"]
-GAIN = ("End-to-end", "Baseline")
+CROP = "End-to-end"
+GAIN = (CROP, "Baseline")
 RECIPE = (
     "EfficientNet-Lite0 on 128 pixels (drawn birds: 112). A crop is cut from a photo of twice that side, so part of "
     "the gain is resolution. On real birds AttNet sees 96 pixels, costs a third of the classifier and is first trained "
@@ -74,7 +76,7 @@ def results_page() -> str:
     made = "Made by `python docs/report.py` from [the committed runs](../results/README.md), never edited by hand."
     parts = ["# Results", made]
     parts += ["## Drawn birds", provenance(DRAWN), *_table2(DRAWN), *_answers(DRAWN)]
-    parts += [*_table1(DRAWN), *_table3(DRAWN), *_nts(), *_own_recipes(DRAWN)]
+    parts += [*_bounds(DRAWN), *_table1(DRAWN), *_table3(DRAWN), *_nts(), *_own_recipes(DRAWN)]
     parts += [*_real_birds(), "## Efficiency", provenance(EFFICIENCY), *_efficiency()]
     return "\n\n".join(parts) + "\n"
 
@@ -284,6 +286,37 @@ def _bounds(name: str) -> Iterable[str]:
             for row in table.to_dict("records")
         ]
     )
+    yield f"![From row to row](../results/reference/{name}/figures/10_waterfall.png)"
+
+
+def _attnets(name: str) -> Iterable[str]:
+    """What the accuracy of End-to-end is with other AttNets, trained in folders of their own, seed 0."""
+    profiles = REFERENCE / name / "runs" / f"{CROP}-seed0"
+    others = sorted(REFERENCE.glob(f"{name}-attnet_*/runs/{CROP}-seed0"))
+    if not others:
+        return
+    yield "### What AttNet's price buys"
+    yield (
+        f"{CROP}, seed 0, with other AttNets; all else is the profile's. The price is for one photo, alone and as a "
+        "share of the classifier's. The difference is in points, 95 % over test photos alone; another seed may fall "
+        "outside."
+    )
+    prices = pd.read_csv(REFERENCE / name / "boxes.csv").drop_duplicates("attnet").set_index("attnet")
+    named = {(_strides(stride), size): attnet for attnet, (stride, size) in boxes.ATTNETS.items()}
+    rows = []
+    for folder in [profiles, *others]:
+        stored = _json(folder / "metrics.json")
+        attnet = named[_strides(stored["config"]["attnet_stride"]), stored["config"]["attnet_size"]]
+        against = _paired((folder.parts[-3], CROP), (name, CROP), [0])
+        shown = {"AttNet": attnet} | {COLUMNS[key]: number(prices.loc[attnet, key], DIGITS[key]) for key in PRICES}
+        shown["accuracy [%]"] = number(100 * stored["test"]["accuracy"], ".1f")
+        shown["against the profile's"] = "–" if folder == profiles else str(against)
+        rows.append(shown | {COLUMNS[key]: number(stored["test"][key], ".2f") for key in SCORES})
+    yield markdown(rows)
+
+
+def _strides(value: int | Iterable[int]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _table3(name: str) -> Iterable[str]:
@@ -375,11 +408,11 @@ def _real_birds() -> Iterable[str]:
 def _classifiers(birds: str) -> Iterable[str]:
     yield provenance(birds)
     yield from _boxes(birds)
+    yield from _attnets(birds)
     yield from _table1(birds)
     yield from _table2(birds)
     yield from _bounds(birds)
     yield from _answers(birds)
-    yield f"![From row to row](../results/reference/{birds}/figures/10_waterfall.png)"
 
 
 def _boxes(birds: str) -> Iterable[str]:
