@@ -38,11 +38,11 @@ app: .venv/.installed ## Serve the explorer (notebook 09) as a web app, on this 
 book: .venv/.installed ## Build the executed notebooks and the exercises as a website in site/
 	.venv/bin/python docs/book/build.py
 
-# Three files of tests at a time: two cores are idle while kernels, servers and other processes are waited for.
+# Four files of tests at a time: two cores are idle while kernels, servers and other processes are waited for.
 test: .venv/.installed ## Check style and run the test suite
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 clean: ## Remove caches (never data, results or .venv)
 	find fgvclib synthbirds notebooks tests -depth -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
