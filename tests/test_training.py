@@ -146,7 +146,7 @@ def test_non_finite_loss_keeps_the_last_checkpoint(tiny, splits, tmp_path, monke
     assert all(value.isfinite().all() for value in read_checkpoint(path)["model"].values())
 
 
-@pytest.mark.parametrize("command", [["train", "--jobs", "1"], ["app"]])
+@pytest.mark.parametrize("command", [["train", "--rows", "Baseline", "--jobs", "1"], ["app"]])
 def test_training_that_diverges_is_told_in_a_sentence(monkeypatch, capsys, command):
     def diverges(*arguments):
         raise NonFiniteLoss("Training stopped because 'total' became nan.")
