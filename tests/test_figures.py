@@ -67,6 +67,12 @@ def test_a_step_that_is_not_told_apart_from_nothing_has_no_colour():
     assert [bar.get_width() for bar in figure.axes[0].patches] == [50, 10, 1, -6, 1]
 
 
+@pytest.mark.parametrize("accuracy, panels", [([0.4, 0.5], 2), ([float("nan")] * 2, 1)])
+def test_curves_of_a_training_without_validation_photos_have_one_panel(accuracy, panels):
+    history = pd.DataFrame({"train_cross_entropy": [2.0, 1.0], "validation_accuracy": accuracy}, index=[1, 2])
+    assert len(figures.end_to_end_curves({"setting 1": history}, 0, 40).axes) == panels
+
+
 def test_the_noise_of_an_accuracy_is_binomial():
     assert figures.sampling_error(50, 100) == pytest.approx(5)  # 100 * sqrt(0.25 / 100)
     assert 1.96 * figures.sampling_error(88.5, 5794) == pytest.approx(0.82, abs=0.01)

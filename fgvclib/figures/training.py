@@ -181,21 +181,22 @@ def show_threshold(ax: Axes, scores: pd.DataFrame, trivial: pd.Series, chosen: f
 
 
 def end_to_end_curves(histories: Mapping[str, pd.DataFrame], warmup: int, photos: int) -> Figure:
-    """Loss terms of the first run; validation accuracy of all runs, and their boxes where they are scored.
+    """Loss terms of the first run; validation accuracy of all runs and their boxes, where there are any.
 
     histories as `Run.history` with the index epoch; a line marks the end of the warm-up; the bands are one standard
     error of a share of so many validation `photos`.
     """
     first = next(iter(histories.values()))
-    shares = {"Validation accuracy": "validation_accuracy"}
-    if "validation_box_acc_0.5" in first:
-        shares["Boxes with IoU ≥ 0.5"] = "validation_box_acc_0.5"
-    figure, axes = plt.subplots(1, 1 + len(shares), figsize=(11, 3.6))
+    shares = {"Validation accuracy": "validation_accuracy", "Boxes with IoU ≥ 0.5": "validation_box_acc_0.5"}
+    shares = {title: column for title, column in shares.items() if column in first and first[column].notna().any()}
+    panels = 1 + len(shares)
+    figure, (axes,) = plt.subplots(1, panels, figsize=(11 / 3 * panels, 3.6), squeeze=False)
     show_curves(axes[0], loss_curves(first), f"Loss terms, {next(iter(histories))}", "weighted loss")
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter(NullFormatter())
+    axes[0].set_ylim(top=4 * axes[0].get_ylim()[1])  # room for the key above the curves
     for ax, (title, column) in zip(axes[1:], shares.items(), strict=True):
         boxes = "box" in column  # the baseline's is always the whole photo
         curves = {name: 100 * h[column] for name, h in histories.items() if not (boxes and name == "baseline")}
