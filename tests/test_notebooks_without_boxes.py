@@ -28,6 +28,10 @@ CASES += [(path, FAST | {"validation_fraction": 0.0}) for path in NOTEBOOKS if p
 FEWER = {"overfit_steps": {"smoke": 2}}
 
 
+def case_name(notebook, overrides) -> str:
+    return f"{notebook.stem}-without_validation" if "validation_fraction" in overrides else notebook.stem
+
+
 @pytest.fixture(scope="module", autouse=True)
 def places(tmp_path_factory):
     """Eight training and four test photos of two classes, and results of their own."""
@@ -55,7 +59,7 @@ def run_cell(source: str, names: dict) -> object:
     return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
-@pytest.mark.parametrize("notebook, overrides", CASES, ids=[f"{path.stem}-{len(given)}" for path, given in CASES])
+@pytest.mark.parametrize("notebook, overrides", CASES, ids=[case_name(*case) for case in CASES])
 def test_notebook_runs_on_photos_without_boxes(notebook, overrides, capsys, monkeypatch):
     shown = []
     monkeypatch.chdir(notebook.parent)
