@@ -37,8 +37,8 @@ def check_steps(steps: int, config: Config, splits: Splits) -> None:
 def our_loop(config: Config, splits: Splits, steps: int, given_maps: bool = False) -> Callable[[], None]:
     """A function that trains `steps` steps as `training.loop.train` does.
 
-    The maps of a fixed teacher, made before a training begins, come with the batches; with `given_maps` a live
-    teacher's do, too. They are noise.
+    A fixed teacher's maps are made before a training begins and come with the batches; with `given_maps`, so do a live
+    teacher's. Here they are random numbers, since only the time counts.
     """
     accelerator = create_accelerator(config.precision)
     model = build_model(config, len(splits.class_names))

@@ -207,7 +207,7 @@ def _table2(name: str) -> Iterable[str]:
     yield "### Table 2: what each part contributes"
     yield "Test accuracy, mean ± deviation over seeds. BoxAcc@0.5: share of test photos whose crop has IoU ≥ 0.5."
     if (table["seeds"] == "0").all():
-        yield "Seed 0 alone, so the order of the rows is no evidence; rows that have more seeds stand under Bounds."
+        yield "These rows have a single seed, so their order proves nothing. Rows with more seeds are under Bounds."
     rows = [
         {
             "": row["description"],

@@ -81,7 +81,7 @@ def half_precision_weights(path: Path, smallest: int = 1024) -> None:
 def export_run(checkpoint: Path, path: Path | str | None = None) -> Path:
     """Export a run's checkpoint to `path`, by default `model.onnx` beside it; to `model.onnx` in a folder.
 
-    Raises ValueError where that is no readable checkpoint.
+    Raises ValueError if the checkpoint cannot be read.
     """
     trained = Recogniser(checkpoint)
     path = Path(path or checkpoint.parent)

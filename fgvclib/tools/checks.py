@@ -752,7 +752,7 @@ def teacher(function: Callable, features: Tensor, true: Tensor, threshold: float
     if not maps.isfinite().all():
         raise NotYet("Your maps hold NaN or infinity. Look for a division by zero or a root of a negative number.")
     if not 0 < tau < 1:
-        raise NotYet(f"tau is {tau:g}; it is compared with maps between 0 and 1, so it must lie between them, too.")
+        raise NotYet(f"tau is {tau:g}; it is compared with maps between 0 and 1, so it must also lie between them.")
     if len(features) > 1 and _same(maps, maps[:1].expand_as(maps)):
         raise NotYet(
             "Your map is the same for every photo: it does not look at them. A prior for the centre can help, but it "
