@@ -2,9 +2,9 @@
 
 import os
 import socket
-import tempfile
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
@@ -73,21 +73,21 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def launch(splits, processes):
+def launch(splits, processes, tmp_path_factory):
     def run(config, world: int) -> list[dict]:
-        folder = Path(tempfile.mkdtemp())
-        port = free_port()
-        group = [
-            processes.Process(target=train_as, args=(rank, world, port, config, splits, folder))
-            for rank in range(world)
-        ]
-        for process in group:
-            process.start()
-        for process in group:
-            process.join(200)
-            process.kill()
-        assert [process.exitcode for process in group] == [0] * world
-        return [torch.load(folder / f"report{rank}.pt", weights_only=False) for rank in range(world)]
+        with TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as place:
+            folder, port = Path(place), free_port()
+            group = [
+                processes.Process(target=train_as, args=(rank, world, port, config, splits, folder))
+                for rank in range(world)
+            ]
+            for process in group:
+                process.start()
+            for process in group:
+                process.join(200)
+                process.kill()
+            assert [process.exitcode for process in group] == [0] * world
+            return [torch.load(folder / f"report{rank}.pt", weights_only=False) for rank in range(world)]
 
     return run
 
