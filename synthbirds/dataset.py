@@ -44,7 +44,7 @@ def generate(
     `num_classes` is between 1 and the number of species, `image_size` is the side of the square pictures in pixels, at
     least 32, and `workers` the number of processes: None for one per core, 0 to draw in this one. `progress` wraps the
     photos as they are drawn, given a `description`, `total` and `unit`. Raises ValueError where a number is out of
-    range, or `root` holds something else.
+    range, or `root` holds something else, and OSError where the pictures cannot be written.
 
     A picture depends on (seed, class, number within the class, image_size) only, so the files are the same
     byte for byte whatever the number of workers, and data sets of different extent agree where they overlap.
@@ -70,6 +70,9 @@ def generate(
         # Not the workshop itself is to become the root: mkdtemp locks everybody else out of it.
         _write(workshop / "set", species, parameters, workers, progress)
         _move_into_place(workshop / "set", root, parameters)
+    except OSError as error:
+        advice = "make room there or choose another folder, then draw again"
+        raise OSError(f"The birds could not be drawn into {root} ({error}): {advice}.") from error
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return root
@@ -179,14 +182,20 @@ def _next_box(lines: TextIO) -> Box:
     line = lines.readline()
     if not line:
         raise RuntimeError("A process that draws birds ended early; its own message is above, or in the terminal.")
-    return tuple(json.loads(line))
+    found = json.loads(line)
+    if isinstance(found, str):
+        raise OSError(found)
+    return tuple(found)
 
 
 def draw_as_worker(source: TextIO, target: TextIO) -> None:
-    """What `python -m synthbirds` does: read jobs, draw each, and print its box."""
+    """What `python -m synthbirds` does: read jobs, draw each, and print its box, or why it cannot be written."""
     setting, jobs = json.load(source)
-    for job in jobs:
-        print(json.dumps([float(side) for side in _draw_file(*setting, job)]), file=target, flush=True)
+    try:
+        for job in jobs:
+            print(json.dumps([float(side) for side in _draw_file(*setting, job)]), file=target, flush=True)
+    except OSError as error:
+        print(json.dumps(str(error)), file=target, flush=True)
 
 
 def _draw_file(images: str, seed: int, image_size: int, job: tuple[int, int, str]) -> Box:

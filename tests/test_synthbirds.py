@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,24 @@ def test_worker_that_ends_early_is_told_and_leaves_nothing(tmp_path, monkeypatch
     with pytest.raises(RuntimeError, match="ended early"):
         synthbirds.generate(tmp_path / "set", **SMALL, workers=2)
     assert list(tmp_path.iterdir()) == []
+
+
+FULL = """
+import resource, sys, synthbirds
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+synthbirds.generate("set", num_classes=3, train_per_class=2, test_per_class=1, image_size=48, workers=int(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_cannot_be_written_are_one_sentence(tmp_path, workers):
+    environment = os.environ | {"PYTHONPATH": str(Path(synthbirds.__file__).parent.parent)}
+    command = [sys.executable, "-B", "-c", FULL, str(workers)]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    last = found.stderr.splitlines()[-1]
+    assert re.fullmatch(r"OSError: The birds could not be drawn into set \(.*File too large.*\): make room .*", last)
+    assert "draw_as_worker" not in found.stderr and list(tmp_path.iterdir()) == []
 
 
 def test_other_seed_gives_other_pictures(small, tmp_path):
