@@ -162,21 +162,28 @@ def _row_name(folder: str) -> str:
     return {row.replace(" ", "-"): row for row in (*table2.ROWS, *bounds.BOUNDS, *ROWS.values())}[folder]
 
 
-def difference(name: str, first: str, second: str) -> Difference:
-    """Accuracy of one row minus another's, in points, with its interval over test photos and the seeds both have."""
+def difference(name: str, first: str, second: str, level: float | None = None) -> Difference:
+    """Accuracy of one row minus another's, in points, with its interval over test photos and the seeds both have.
+
+    With a `level` it is BoxAcc at that IoU in place of accuracy.
+    """
     seeds = shared_seeds(accuracies(name), first, second)
-    return _paired((name, first), (name, second), seeds)
+    return _paired((name, first), (name, second), seeds, level)
 
 
-def _paired(first: tuple[str, str], second: tuple[str, str], seeds: list[int]) -> Difference:
-    """Accuracy of the first (folder, row) minus the second's, in points."""
-    return crossed_difference(*(np.stack([_answers_of(*run, seed) for seed in seeds]) for run in (first, second)))
+def _paired(
+    first: tuple[str, str], second: tuple[str, str], seeds: list[int], level: float | None = None
+) -> Difference:
+    """As `difference`, of the first (folder, row) minus the second."""
+    return crossed_difference(*(np.stack([_hits(*run, seed, level) for seed in seeds]) for run in (first, second)))
 
 
-def _answers_of(name: str, row: str, seed: int) -> np.ndarray:
+def _hits(name: str, row: str, seed: int, level: float | None) -> np.ndarray:
+    """For every test photo 100 or 0: whether it is recognised or, with a level, its box has at least that IoU."""
     folder = REFERENCE / name / "runs" / f"{row.replace(' ', '-')}-seed{seed}"
     table = pd.read_csv(folder / "predictions.csv").sort_values("image_id")
-    return 100.0 * (table["prediction"] == table["label"]).to_numpy()
+    hits = table["prediction"] == table["label"] if level is None else table["iou"] >= level
+    return 100.0 * hits.to_numpy()
 
 
 def shared_seeds(runs: Mapping[str, Mapping], first: str, second: str) -> list[int]:
@@ -234,12 +241,16 @@ def _answers(name: str) -> Iterable[str]:
             "question": question,
             "difference": " − ".join(pair),
             "seeds": " ".join(map(str, seeds)),
-            "points, 95 %": str(difference(name, *pair)),
+            "accuracy": str(difference(name, *pair)),
         }
+        | {f"BoxAcc@{level}": str(difference(name, *pair, level)) for level in (0.5, 0.7)}
         for question, pair in QUESTIONS.items()
         if (seeds := shared_seeds(runs, *pair))
     ]
-    yield "Paired by photo and by seed; of one seed the interval is over photos alone, another seed may fall outside."
+    yield (
+        "In points with 95 % intervals, paired by photo and by seed. Of one seed the interval is over photos alone: "
+        "another seed may fall outside."
+    )
     yield markdown(rows)
 
 

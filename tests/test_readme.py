@@ -1,6 +1,7 @@
 """README and docs/results.md say what the committed runs measured, and link to what exists."""
 
 import importlib.util
+import json
 import re
 
 import pytest
@@ -47,6 +48,19 @@ def test_difference_of_committed_rows_is_that_of_their_mean_accuracies(report):
     seeds = report.shared_seeds(runs, *report.GAIN)
     crop, whole = (sum(runs[row][seed] for seed in seeds) / len(seeds) for row in report.GAIN)
     assert report.difference(report.DRAWN, *report.GAIN).mean == pytest.approx(crop - whole)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.7])
+def test_difference_of_boxes_is_that_of_the_committed_scores(report, level):
+    seeds = report.shared_seeds(report.accuracies(report.DRAWN), *report.GAIN)
+    runs = report.REFERENCE / report.DRAWN / "runs"
+    first, second = (
+        [json.loads((runs / f"{row}-seed{seed}" / "metrics.json").read_text())["test"] for seed in seeds]
+        for row in report.GAIN
+    )
+    expected = sum(a[f"box_acc_{level}"] - b[f"box_acc_{level}"] for a, b in zip(first, second, strict=True))
+    assert expected > 0
+    assert report.difference(report.DRAWN, *report.GAIN, level).mean == pytest.approx(100 * expected / len(seeds))
 
 
 @pytest.mark.parametrize(("document", "link"), LINKS)
