@@ -15,7 +15,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # What takes half a minute or more, much of it spent waiting for kernels, servers and processes; the longest first.
-LONG = ("notebooks", "runner", "browser", "notebooks_without_boxes", "course", "parallel", "systems", "trainings")
+LONG = (
+    "notebooks",
+    "runner",
+    "browser",
+    "notebooks_without_boxes",
+    "course",
+    "parallel",
+    "systems",
+    "trainings",
+    "rates",
+)
 
 
 def pytest_collection_modifyitems(items):
