@@ -191,11 +191,12 @@ def _next_box(lines: TextIO) -> Box:
 def draw_as_worker(source: TextIO, target: TextIO) -> None:
     """What `python -m synthbirds` does: read jobs, draw each, and print its box, or why it cannot be written."""
     setting, jobs = json.load(source)
-    try:
-        for job in jobs:
-            print(json.dumps([float(side) for side in _draw_file(*setting, job)]), file=target, flush=True)
-    except OSError as error:
-        print(json.dumps(str(error)), file=target, flush=True)
+    for job in jobs:
+        try:
+            answer = [float(side) for side in _draw_file(*setting, job)]
+        except OSError as error:  # told once, by the process that reads it
+            answer = str(error)
+        print(json.dumps(answer), file=target, flush=True)
 
 
 def _draw_file(images: str, seed: int, image_size: int, job: tuple[int, int, str]) -> Box:
