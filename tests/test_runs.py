@@ -14,7 +14,7 @@ from PIL import Image
 
 from fgvclib.data.index import CROP
 from fgvclib.study.bounds import BOUNDS
-from fgvclib.study.table2 import table2
+from fgvclib.study.table2 import ROWS, table2
 from fgvclib.training import loop, runs
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.training.evaluation import predict, summarise
@@ -153,6 +153,19 @@ def test_run_is_reused_where_what_changed_has_no_effect_on_it(tiny, splits, copy
 def test_localisation_alone_has_no_effect_without_local_losses(tiny, splits, weight, told):
     config = replace(tiny, teacher_weights="imagenet", lambda_att=weight, lambda_aff=0.0)
     there, now = (run_identity(replace(config, localisation_epochs=epochs), splits, 0) for epochs in (20, 0))
+    assert differences(there, now) == told
+
+
+RATE = ["localisation_learning_rate: 0.01 there, 0.001 now"]
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [(ROWS["Baseline"], []), ({"system": "finetune"}, []), (ROWS["No local supervision"], RATE), ({}, RATE)],
+)
+def test_the_rate_of_attnet_and_affnet_has_no_effect_where_neither_learns(tiny, splits, row, told):
+    config = replace(tiny, **row)
+    there, now = (run_identity(replace(config, localisation_learning_rate=rate), splits, 0) for rate in (0.01, 0.001))
     assert differences(there, now) == told
 
 

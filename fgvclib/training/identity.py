@@ -2,7 +2,7 @@
 
 import hashlib
 
-from fgvclib.config import Config, differing_values, training_values
+from fgvclib.config import END_TO_END, Config, differing_values, training_values
 from fgvclib.data.checksums import files_checksum
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.splits import Splits
@@ -55,7 +55,11 @@ def _of_one_run(values: dict) -> dict:
     """Values without the keys that have no effect on a single run."""
     values = Config().values() | values
     idle = {"profile", "setting2_backbone", "setting2_embedding_dim"}  # `backbone` has what the row takes from them
-    taught = values["teacher_weights"] == "imagenet" and (values["lambda_att"] or values["lambda_aff"])
+    local = values["lambda_att"] or values["lambda_aff"]
+    localises = values["system"] == END_TO_END and (local or values["beta_att"] or values["beta_aff"])
+    if not localises:
+        idle.add("localisation_learning_rate")
+    taught = localises and local and values["teacher_weights"] == "imagenet"
     if not (taught or values["fixed_box"] == "attnet"):
         idle.add("localisation_epochs")
     return {key: value for key, value in values.items() if key not in idle}
