@@ -50,9 +50,11 @@ clean: ## Remove caches (never data, results or .venv)
 
 # The stamp comes last: .installing, which holds the process id of its make, marks an install as unfinished until it is
 # renamed; an interrupted one starts over from nothing, because pip takes a half-written package for an installed one.
-# --no-compile: bytecode of what is imported, when it is first imported, takes less time than that of everything now.
+# --no-compile: bytecode of what is imported takes less time than that of everything. One process writes it here, as the
+# workers and kernels that start together later would each write it for themselves.
 # --no-build-isolation: builds with the setuptools of the lock and fetches no other.
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile
+IMPORTED := import ipykernel, ipywidgets, papermill, pytest, fgvclib.figures, fgvclib.study.experiment
 # With TORCH_INDEX, PyTorch's wheels come from there, without the CUDA libraries that those of PyPI need.
 PINS := $(if $(TORCH_INDEX),.venv/cpu.lock --extra-index-url "$(TORCH_INDEX)",requirements.lock)
 
@@ -71,7 +73,7 @@ PINS := $(if $(TORCH_INDEX),.venv/cpu.lock --extra-index-url "$(TORCH_INDEX)",re
 	@echo "Installing the pinned packages into .venv: one to three minutes, and the time to download up to 3.2 GB ..."
 	@"$(PYTHON)" -m venv .venv
 	@$(if $(TORCH_INDEX),grep -vE "^(nvidia-|cuda-|triton)" requirements.lock > .venv/cpu.lock,:)
-	@$(PIP) -r $(PINS) && $(PIP) --no-deps --no-build-isolation -e . || { \
+	@$(PIP) -r $(PINS) && $(PIP) --no-deps --no-build-isolation -e . && .venv/bin/python -c "$(IMPORTED)" || { \
 	  echo "Installing failed for the reason above; it takes internet, 7 GB of disk, and Python 3.11 to 3.13 for these pins."; exit 1; }
 	@mv .venv/.installing .venv/.installed
 	@echo "Installed."
