@@ -42,6 +42,7 @@ def test_threshold_is_chosen_on_validation_photos_and_the_test_photos_scored_wit
     iou = ious(splits.test, found["test"], row["tau"].iloc[0], "largest", 4)
     assert row.loc["test", "mean_iou"] == pytest.approx(iou.mean().item(), abs=1e-5)
     assert row.loc["test", "box_acc_0.5"] == pytest.approx((iou >= 0.5).float().mean().item())
+    assert set(table["backbone"]) == {config.backbone} and set(table["size"]) == {config.teacher_size}
     assert row["photos"].to_dict() == {"validation": len(splits.validation), "test": len(splits.test)}
 
 
@@ -50,6 +51,7 @@ def test_price_of_an_attnet_stands_beside_the_classifiers(config, splits):
     table = boxes.attnets_table(splits, config, names, ["validation"])
     assert table["attnet"].tolist() == names and set(table["part"]) == {"validation"}
     assert table["million_multiply_adds"].tolist() == [6.2, 20.1]
+    assert set(table["teacher_size"]) == {config.teacher_size} and set(table["epochs"]) == {1}
     share = table["over_classifier"]
     assert share[1] / share[0] == pytest.approx(20.127 / 6.231, rel=0.01)
 

@@ -33,11 +33,11 @@ ATTNETS = {  # name → attnet_stride, attnet_size
 
 
 def teachers_table(splits: Splits, config: Config, parts: Sequence[str]) -> pd.DataFrame:
-    """One row for each teacher, kind of box and part: tau, photos and the scores of `localisation_scores`.
+    """One row for each teacher, kind of box and part: network, size, tau, photos and `localisation_scores`.
 
     tau is the one with the highest `box_acc_mean` on the validation photos, for the test photos too.
     """
-    rows = []
+    rows, network = [], {"backbone": config.backbone, "size": config.teacher_size}
     for mean in TEACHERS:
         teacher = replace(config, teacher_weights="imagenet", teacher_mean=mean)
         component = teacher_component(splits.train, teacher)
@@ -49,7 +49,8 @@ def teachers_table(splits: Splits, config: Config, parts: Sequence[str]) -> pd.D
             for part in parts:
                 photos = getattr(splits, part)
                 scores = _scores(photos, target_box(maps[part], kind, tau))
-                rows.append({"teacher": mean, "box": box, "tau": tau, "part": part, "photos": len(photos), **scores})
+                found = {"box": box, "tau": tau, "part": part, "photos": len(photos), **scores}
+                rows.append({"teacher": mean, **network, **found})
     return pd.DataFrame(rows)
 
 
@@ -58,10 +59,10 @@ def attnets_table(
 ) -> pd.DataFrame:
     """AttNet and AffNet, trained alone for `localisation_epochs` → one row for each of `ATTNETS` and part.
 
-    `million_multiply_adds` is AttNet's price for a photo, `over_classifier` the share by which it and AffNet make the
-    classifier dearer.
+    `teacher_size` and `epochs` say what they learnt from, and for how long. `million_multiply_adds` is AttNet's price
+    for a photo, `over_classifier` the share by which it and AffNet make the classifier dearer.
     """
-    rows = []
+    rows, learnt = [], {"teacher_size": config.teacher_size, "epochs": config.localisation_epochs}
     for name in names:
         stride, size = ATTNETS[name]
         own = replace(config, attnet_stride=stride, attnet_size=size)
@@ -70,7 +71,8 @@ def attnets_table(
         for part in parts:
             photos = getattr(splits, part)
             scores = _scores(photos, find_boxes(model, photos, own))
-            rows.append({"attnet": name, **price, "part": part, "photos": len(photos), "seed": seed, **scores})
+            scored = {"part": part, "photos": len(photos), "seed": seed, **scores}
+            rows.append({"attnet": name, **price, **learnt, **scored})
     return pd.DataFrame(rows)
 
 
