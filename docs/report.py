@@ -22,6 +22,10 @@ DRAWN, BIRDS, EFFICIENCY = "cpu-synthbirds", "photos-cub200", "paper-efficiency"
 TEACHERS_OF_ALL, ALL_BIRDS = "photos-cub200-all", "photos-cub200-num_classes=200"
 RIVALS_ON_BIRDS = "photos-cub200-num_classes=50"
 LARGE_CROPS = "cpu-synthbirds-crop_size=224"
+GENTLER = {  # folder → that of the same photos, where AttNet and AffNet learn longer alone and then at a lower rate
+    ALL_BIRDS: "photos-cub200-27427991e1",
+    BIRDS: "photos-cub200-localisation_epochs=12-localisation_learning_rate=0.0002",
+}
 ROWS = {  # method of table3.csv → row that its runs are named after
     "Classifier without localisation": "Baseline",
     "End-to-end (setting 1)": "End-to-end",
@@ -62,6 +66,7 @@ QUESTIONS = {  # the first row minus the second
     "Is it better than the authors' earlier system?": ("End-to-end", "ELoPE"),
     "Is setting 2 better than setting 1?": ("setting 2", "End-to-end"),
 }
+NOTHING_LEARNT = (bounds.BASELINE, "Centre crop", bounds.ORACLE)  # rows whose box is given
 
 
 def main() -> None:
@@ -236,22 +241,17 @@ def _table2(name: str) -> Iterable[str]:
 
 def _answers(name: str) -> Iterable[str]:
     runs = accuracies(name)
-    rows = [
-        {
-            "question": question,
-            "difference": " − ".join(pair),
-            "seeds": " ".join(map(str, seeds)),
-            "accuracy": str(difference(name, *pair)),
-        }
-        | {f"BoxAcc@{level}": str(difference(name, *pair, level)) for level in (0.5, 0.7)}
-        for question, pair in QUESTIONS.items()
-        if (seeds := shared_seeds(runs, *pair))
-    ]
     yield (
         "In points with 95 % intervals, paired by photo and by seed. Of one seed the interval is over photos alone: "
         "another seed may fall outside."
     )
-    yield markdown(rows)
+    yield markdown(
+        [
+            _answer(question, *((name, row) for row in pair))
+            for question, pair in QUESTIONS.items()
+            if shared_seeds(runs, *pair)
+        ]
+    )
 
 
 def _table1(name: str) -> Iterable[str]:
@@ -328,6 +328,67 @@ def _attnets(name: str) -> Iterable[str]:
 
 def _strides(value: int | Iterable[int]) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _gentler(name: str) -> Iterable[str]:
+    """What rows are where AttNet and AffNet keep what they learnt alone, beside the profile's recipe."""
+    folder = GENTLER.get(name)
+    if folder is None or not (REFERENCE / folder).exists():
+        return
+    yield "### AttNet and AffNet at a lower rate"
+    yield (
+        f"The profile but for two values; how they were chosen: [{folder}](../results/reference/{folder}/README.md). "
+        "Validation photos, mean over the seeds that both have:"
+    )
+    profiles, runs = accuracies(name), accuracies(folder)
+    rows = {row: sorted(runs[row].keys() & profiles[row].keys()) for row in runs}
+    yield markdown([_learnt(place, row, seeds) for row, seeds in rows.items() for place in (name, folder)])
+    yield "Test photos; the share of the true box's gain is of the same seeds:"
+    yield markdown([_bounded(name, folder, row, seeds) for row, seeds in rows.items()])
+    yield (
+        "In points with 95 % intervals, paired by photo and, where there are several seeds, by seed. Rows in which no "
+        "network localises are the profile's."
+    )
+    asked = {f"Does the lower rate help {row}?": ((folder, row), (name, row)) for row in runs}
+    places = {row: name for row in NOTHING_LEARNT} | {row: folder for row in runs}
+    for question, pair in QUESTIONS.items():
+        if set(pair) <= places.keys() and set(pair) & runs.keys():
+            asked[question] = tuple((places[row], row) for row in pair)
+    yield markdown([_answer(question, *pair) for question, pair in asked.items()])
+
+
+def _learnt(name: str, row: str, seeds: list[int]) -> dict[str, str]:
+    """Epochs alone, rate after them, and validation scores over the epochs with the classifier."""
+    folders = [REFERENCE / name / "runs" / f"{row.replace(' ', '-')}-seed{seed}" for seed in seeds]
+    config = _json(folders[0] / "metrics.json")["config"]
+    mean = pd.concat([pd.read_csv(folder / "history.csv") for folder in folders]).groupby("epoch").mean()
+    shown = {"row": row, "seeds": " ".join(map(str, seeds)), "epochs alone": str(config["localisation_epochs"])}
+    shown["rate then"] = f"{config['localisation_learning_rate']:g}"
+    for level in (0.5, 0.7):
+        for epoch in (1, len(mean)):
+            shown[f"BoxAcc@{level} after epoch {epoch}"] = f"{mean.loc[epoch, f'validation_box_acc_{level}']:.2f}"
+    return shown | {"accuracy at the end [%]": f"{100 * mean.iloc[-1]['validation_accuracy']:.1f}"}
+
+
+def _bounded(name: str, folder: str, row: str, seeds: list[int]) -> dict[str, str]:
+    """Test scores of a row in a folder; whole photo and true box, which bound its accuracy, are in that of `name`."""
+    ours = pd.Series(accuracies(folder)[row])[seeds]
+    whole, oracle = (pd.Series(accuracies(name)[bound])[seeds].mean() for bound in (bounds.BASELINE, bounds.ORACLE))
+    scores = [
+        _json(REFERENCE / folder / "runs" / f"{row.replace(' ', '-')}-seed{seed}" / "metrics.json") for seed in seeds
+    ]
+    shown = {"row": row, "seeds": " ".join(map(str, seeds)), "accuracy [%]": _mean_and_spread(ours.mean(), ours.std())}
+    shown["share of the gain"] = f"{(ours.mean() - whole) / (oracle - whole):.0%}"
+    return shown | {COLUMNS[key]: f"{np.mean([score['test'][key] for score in scores]):.2f}" for key in SCORES}
+
+
+def _answer(question: str, first: tuple[str, str], second: tuple[str, str]) -> dict[str, str]:
+    """The first (folder, row) minus the second, over the seeds that both have."""
+    seeds = sorted(accuracies(first[0])[first[1]].keys() & accuracies(second[0])[second[1]].keys())
+    rows = f"{first[1]} − {second[1]}" if first[1] != second[1] else f"{first[1]}, here − the profile's"
+    shown = {"question": question, "difference": rows, "seeds": " ".join(map(str, seeds))}
+    shown["accuracy"] = str(_paired(first, second, seeds))
+    return shown | {f"BoxAcc@{level}": str(_paired(first, second, seeds, level)) for level in (0.5, 0.7)}
 
 
 def _table3(name: str) -> Iterable[str]:
@@ -419,7 +480,9 @@ def _real_birds() -> Iterable[str]:
 def _classifiers(birds: str) -> Iterable[str]:
     yield provenance(birds)
     yield from _boxes(birds)
+    yield from _networks(birds)
     yield from _attnets(birds)
+    yield from _gentler(birds)
     yield from _table1(birds)
     yield from _table2(birds)
     yield from _bounds(birds)
@@ -438,6 +501,18 @@ def _boxes(birds: str) -> Iterable[str]:
             if "0.5" in table:
                 yield BY_TAU
             yield markdown([_plain(row) for row in table.to_dict("records")])
+
+
+def _networks(name: str) -> Iterable[str]:
+    """Boxes of the profile's kind of teacher, by other networks and at other sizes."""
+    path = REFERENCE / name / "networks.csv"
+    if not path.exists():
+        return
+    table = pd.read_csv(path).drop(columns=MADE_BY, errors="ignore")
+    table = table[(table["teacher"] == "ddt+rms") & table["box"].str.startswith("largest")]
+    yield "### Teachers: networks and sizes"
+    yield "`ddt+rms`, largest component, each with the τ that suits it best. The profile has Lite0 at 448 pixels."
+    yield markdown([_plain(row) for row in table.drop(columns=["teacher", "box"]).to_dict("records")])
 
 
 def _plain(row: Mapping) -> dict[str, str]:
