@@ -162,6 +162,10 @@ def accuracies(name: str) -> dict[str, dict[int, float]]:
     return found
 
 
+def _run(name: str, row: str, seed: int) -> Path:
+    return REFERENCE / name / "runs" / f"{row.replace(' ', '-')}-seed{seed}"
+
+
 def _row_name(folder: str) -> str:
     """The row that a run's folder was named after, with blanks again."""
     return {row.replace(" ", "-"): row for row in (*table2.ROWS, *bounds.BOUNDS, *ROWS.values())}[folder]
@@ -185,8 +189,7 @@ def _paired(
 
 def _hits(name: str, row: str, seed: int, level: float | None) -> np.ndarray:
     """For every test photo 100 or 0: whether it is recognised or, with a level, its box has at least that IoU."""
-    folder = REFERENCE / name / "runs" / f"{row.replace(' ', '-')}-seed{seed}"
-    table = pd.read_csv(folder / "predictions.csv").sort_values("image_id")
+    table = pd.read_csv(_run(name, row, seed) / "predictions.csv").sort_values("image_id")
     hits = table["prediction"] == table["label"] if level is None else table["iou"] >= level
     return 100.0 * hits.to_numpy()
 
@@ -349,7 +352,7 @@ def _gentler(name: str) -> Iterable[str]:
         "In points with 95 % intervals, paired by photo and, where there are several seeds, by seed. Rows in which no "
         "network localises are the profile's."
     )
-    asked = {f"Does the lower rate help {row}?": ((folder, row), (name, row)) for row in runs}
+    asked = {f"Do the two values help {row}?": ((folder, row), (name, row)) for row in runs}
     places = {row: name for row in NOTHING_LEARNT} | {row: folder for row in runs}
     for question, pair in QUESTIONS.items():
         if set(pair) <= places.keys() and set(pair) & runs.keys():
@@ -359,7 +362,7 @@ def _gentler(name: str) -> Iterable[str]:
 
 def _learnt(name: str, row: str, seeds: list[int]) -> dict[str, str]:
     """Epochs alone, rate after them, and validation scores over the epochs with the classifier."""
-    folders = [REFERENCE / name / "runs" / f"{row.replace(' ', '-')}-seed{seed}" for seed in seeds]
+    folders = [_run(name, row, seed) for seed in seeds]
     config = _json(folders[0] / "metrics.json")["config"]
     mean = pd.concat([pd.read_csv(folder / "history.csv") for folder in folders]).groupby("epoch").mean()
     shown = {"row": row, "seeds": " ".join(map(str, seeds)), "epochs alone": str(config["localisation_epochs"])}
@@ -374,9 +377,7 @@ def _bounded(name: str, folder: str, row: str, seeds: list[int]) -> dict[str, st
     """Test scores of a row in a folder; whole photo and true box, which bound its accuracy, are in that of `name`."""
     ours = pd.Series(accuracies(folder)[row])[seeds]
     whole, oracle = (pd.Series(accuracies(name)[bound])[seeds].mean() for bound in (bounds.BASELINE, bounds.ORACLE))
-    scores = [
-        _json(REFERENCE / folder / "runs" / f"{row.replace(' ', '-')}-seed{seed}" / "metrics.json") for seed in seeds
-    ]
+    scores = [_json(_run(folder, row, seed) / "metrics.json") for seed in seeds]
     shown = {"row": row, "seeds": " ".join(map(str, seeds)), "accuracy [%]": _mean_and_spread(ours.mean(), ours.std())}
     shown["share of the gain"] = f"{(ours.mean() - whole) / (oracle - whole):.0%}"
     return shown | {COLUMNS[key]: f"{np.mean([score['test'][key] for score in scores]):.2f}" for key in SCORES}
