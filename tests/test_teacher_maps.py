@@ -20,6 +20,8 @@ from fgvclib.model.geometry import attention_to_box, box_iou
 from fgvclib.model.system import EndToEndModel, build_model
 from fgvclib.model.teacher import Teacher, principal_component
 from fgvclib.study.table2 import ROWS
+from fgvclib.training import loop
+from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.training.loop import build_loss, train, train_localisation
 from fgvclib.training.runs import train_or_load
 
@@ -279,6 +281,25 @@ def test_localisation_learns_alone_and_leaves_the_classifier(config, splits):
     train_localisation(model, criterion, splits, maps, config, seed=0)
     assert local_loss() < 0.7 * start
     assert all(torch.equal(value, before[name]) for name, value in model.classifier.state_dict().items())
+
+
+def test_what_was_learnt_alone_survives_an_interrupt_in_the_first_epoch(config, splits, tmp_path, monkeypatch):
+    config = replace(config, localisation_epochs=2, epochs=1)
+    resumed, said = tmp_path / "run" / "checkpoint.pt", []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_one_epoch", _interrupt)
+        train_or_load(config, splits, 0, resumed.parent, said.append)
+    assert said[-1].startswith("run: interrupted after AttNet and AffNet learnt alone, whose state is saved in")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_localisation", None)  # learning alone again would fail
+        list(train(config, splits, 0, resumed))
+    list(train(config, splits, 0, tmp_path / "uninterrupted.pt"))
+    first, second = (read_checkpoint(path)["model"] for path in (resumed, tmp_path / "uninterrupted.pt"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def _interrupt(*args):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.cuda

@@ -46,9 +46,10 @@ class NonFiniteLoss(FloatingPointError):
 def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretrained: bool = True) -> Iterator[dict]:
     """Train to the end of `config.epochs`, yielding one record of metrics per epoch, those of an earlier part first.
 
-    The state after every epoch is written to `checkpoint`, and training goes on from what is there. Equal seeds give
-    equal weights on the CPU, interrupted or not. Raises NonFiniteLoss; ValueError for a foreign checkpoint, batches of
-    one photo, or a class too small for balanced batches; OSError where a checkpoint cannot be saved.
+    The state is written to `checkpoint` after every epoch, and before the first where AttNet and AffNet have learnt
+    alone; training goes on from what is there. Equal seeds give equal weights on the CPU, interrupted or not. Raises
+    NonFiniteLoss; ValueError for a foreign checkpoint, batches of one photo, or a class too small for balanced
+    batches; OSError where a checkpoint cannot be saved.
     """
     check_batches(config, splits)
     accelerator = create_accelerator(config.precision)
@@ -67,14 +68,22 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     identity = run_identity(config, splits, seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
     parts |= {"criterion": criterion} if criterion else {}
-    history, earlier = resume(checkpoint, identity, parts)
+    begun, history, earlier = resume(checkpoint, identity, parts)
     made_by = provenance(accelerator.device) | {"world_size": accelerator.num_processes, "precision": config.precision}
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            minutes = round(sum(record["seconds"] for record in history) / 60, 2)
+            state["provenance"] = made_by | {"minutes": minutes, "earlier": earlier}
+            save_checkpoint(checkpoint, identity | state | {"class_names": splits.class_names, "history": history})
+
     yield from history
     model.to(accelerator.device)
     if criterion:
         criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
-        if not history:
-            train_localisation(model, criterion, splits, maps, config, seed)
+        if not begun and train_localisation(model, criterion, splits, maps, config, seed):
+            save()
     prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
     validation_loader = accelerator.prepare(validation_loader)
     for epoch in range(len(history), config.epochs):
@@ -93,11 +102,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
         record["watched_boxes"] = watched_boxes(predictions)
         record["seconds"] = round(time.perf_counter() - started, 1)
         history.append(record)
-        if accelerator.is_main_process:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            made_by |= {"minutes": round(sum(epoch["seconds"] for epoch in history) / 60, 2), "earlier": earlier}
-            state |= {"class_names": splits.class_names, "history": history, "provenance": made_by}
-            save_checkpoint(checkpoint, identity | state)
+        save()
         yield record
 
 
@@ -120,15 +125,15 @@ def begin_epoch(model: EndToEndModel | System, epoch: int, config: Config) -> No
 
 def train_localisation(
     model: EndToEndModel, criterion: EndToEndLoss, splits: Splits, maps: Tensor | None, config: Config, seed: int
-) -> None:
-    """Train AttNet and AffNet alone on the maps of a fixed teacher for `localisation_epochs` (ours).
+) -> bool:
+    """Train AttNet and AffNet alone on the maps of a fixed teacher for `localisation_epochs` (ours) → whether they did.
 
     The photos are loaded at the size at which AttNet sees them; at its usual 64 pixels such an epoch costs about a
     tenth of a classifier epoch. Adam with cosine decay: nothing here has to match the classifier's schedule. Without
     maps, or where both local losses are off, there is nothing to learn from. Runs where the model is.
     """
     if config.localisation_epochs == 0 or maps is None:
-        return
+        return False
     small = replace(config, image_size=model.attnet.input_size)
     model.train()
     train_on_maps(
@@ -138,6 +143,7 @@ def train_localisation(
         config.localisation_epochs,
         "AttNet and AffNet alone",
     )
+    return True
 
 
 def train_on_maps(
@@ -302,14 +308,14 @@ def check_classes(splits: Splits, photos: int) -> None:
             )
 
 
-def resume(path: Path, identity: dict, parts: dict) -> tuple[list[dict], list[dict]]:
-    """Load the checkpoint, where there is one, into `parts` → its history, and its provenance by other library code.
+def resume(path: Path, identity: dict, parts: dict) -> tuple[bool, list[dict], list[dict]]:
+    """Load the checkpoint into `parts` → whether there is one, its history, and its provenance by other library code.
 
     Raises ValueError where other code has given the parts other parameters, or grouped them otherwise.
     """
     state = load_checkpoint(path, identity)
     if state is None:
-        return [], []
+        return False, [], []
     before = state.get("provenance", {})
     try:
         for name, part in parts.items():
@@ -320,11 +326,11 @@ def resume(path: Path, identity: dict, parts: dict) -> tuple[list[dict], list[di
             "ones. --fresh trains anew."
         ) from error
     if before.get("library") == library_hash():
-        return state["history"], before["earlier"]
+        return True, state["history"], before["earlier"]
     warnings.warn(
         f"{path} was begun by other library code ({describe_code(before)}); the rest is trained by the present one. "
         "--fresh trains anew.",
         stacklevel=2,
     )
     earlier = before.pop("earlier", [])
-    return state["history"], [*earlier, before]
+    return True, state["history"], [*earlier, before]

@@ -238,9 +238,10 @@ def _train(run: Run, announce: Callable[[str], None]) -> None:
 
 
 def _interrupted(epochs: int, run: Run) -> str:
-    if not epochs:
+    if not epochs and not run.checkpoint.exists():
         return "interrupted in the first epoch, of which nothing is saved; the same call or command starts again."
-    state = f"epoch {epochs} of {run.config.epochs}, whose state is saved in {run.folder}"
+    done = f"epoch {epochs} of {run.config.epochs}" if epochs else "AttNet and AffNet learnt alone"
+    state = f"{done}, whose state is saved in {run.folder}"
     return f"interrupted after {state}; the same call or command goes on from there."
 
 
