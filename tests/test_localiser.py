@@ -19,16 +19,16 @@ def test_readme_lines_train_a_timm_network_of_the_readers_own():
     names = {"F": F, "AffNet": AffNet, "AttNet": AttNet, "Localiser": Localiser, "Teacher": Teacher}
     names |= {"localisation_loss": localisation_loss, "net": timm.create_model("convnext_atto", num_classes=4)}
     names |= {"images": torch.randn(8, 3, 128, 128), "labels": torch.arange(8) % 4}
-    exec("\n".join(LINES[:2]), names)
+    exec("\n".join(LINES[:3]), names)
     optimiser = torch.optim.Adam([*names["net"].parameters(), *names["localiser"].parameters()], 3e-4)
     losses = []
     for _ in range(5):
-        exec("\n".join(LINES[2:]), names)
+        exec("\n".join(LINES[3:]), names)
         optimiser.zero_grad()
         names["loss"].backward()
         optimiser.step()
         losses.append(names["loss"].item())
-    assert len(LINES) == 5
+    assert len(LINES) == 6
     assert names["crop"].shape == (8, 3, 112, 112) and names["A"].shape == (8, 1, 14, 14)
     assert losses[-1] < 0.8 * losses[0], losses
 
