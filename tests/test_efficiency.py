@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fgvclib.config import PROJECT, load_config
+from fgvclib.config import PHOTOS, PROJECT, load_config
 from fgvclib.model.geometry import box_to_theta, crop
 from fgvclib.model.system import build_model
 from fgvclib.study import efficiency
@@ -100,6 +100,12 @@ def test_timed_step_is_the_one_of_the_training_loop(tiny, teacher):
     for (name, timed), trained in zip(step.model.named_parameters(), model.parameters(), strict=True):
         assert timed.grad is not None and torch.equal(timed.grad, trained.grad), name
     assert all(map(torch.equal, step.model.buffers(), model.buffers()))
+
+
+def test_step_of_the_photos_recipe_can_be_timed(tiny):
+    """Its teacher never changes and knows no live form: ddt needs statistics, and AttNet learns alone first."""
+    kind = {key: PHOTOS.values()[key] for key in ("teacher_weights", "teacher_layer", "teacher_mean", "box_component")}
+    efficiency.TrainingStep(replace(tiny, **kind, box_upsample=4, localisation_epochs=6), "live")()
 
 
 def test_many_steps_on_noise_stay_finite(tiny):

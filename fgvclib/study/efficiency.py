@@ -236,6 +236,10 @@ def affnet_sides(config: Config) -> dict[str, Callable[[], object]]:
     return {name: inference(network.to(one.device), one) for name, network in networks.items()}
 
 
+# Which mean a map is, and what AttNet and AffNet learnt before, takes no time in a step; a fixed teacher's may not fit.
+LIVE_TEACHER = {"teacher_weights": "live", "teacher_mean": "mean", "localisation_epochs": 0}
+
+
 class TrainingStep:
     """One step of the training loop on a batch of noise, again and again; a side for `compare`.
 
@@ -244,7 +248,7 @@ class TrainingStep:
     """
 
     def __init__(self, config: Config, teacher: str = "live"):
-        config = replace(config, teacher_weights="live")  # a fixed teacher's map is the given one
+        config = replace(config, **LIVE_TEACHER)  # a fixed teacher's map is the given one
         self.model = sized_model(config).train()
         num_classes = self.model.classifier.output.out_features
         self.criterion = build_loss(config, num_classes).to(default_device())
