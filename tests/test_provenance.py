@@ -70,6 +70,7 @@ def test_hash_of_the_library_changes_with_content_and_name_of_every_file(reposit
     [
         (["/home/anna/fgvclib/__main__.py", "train", "--seeds", "0,1"], "fgvc train --seeds 0,1"),
         (["/home/anna/.venv/bin/fgvc", "predict", "/home/anna/bird.jpg"], "fgvc predict bird.jpg"),
+        (["boxes.py", "--output=/home/anna/t.csv", "--set", "epochs=3"], "boxes.py --output=t.csv --set epochs=3"),
         (["study.py"], "study.py"),
     ],
 )

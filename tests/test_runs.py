@@ -14,6 +14,7 @@ from PIL import Image
 
 from fgvclib.data.index import CROP
 from fgvclib.study.bounds import BOUNDS
+from fgvclib.study.experiment import Experiment
 from fgvclib.study.table2 import ROWS, table2
 from fgvclib.training import loop, runs
 from fgvclib.training.checkpoints import read_checkpoint
@@ -349,6 +350,18 @@ def test_fresh_run_moves_the_old_one_aside_and_is_made_once(tiny, splits, copy, 
     train_or_load(replace(tiny, epochs=1, warmup_epochs=0), splits, 0, copy, announce=pytest.fail)
 
 
+def test_finding_a_run_trains_nothing_even_where_fresh_ones_are_wanted(tiny, splits, copy, monkeypatch):
+    """As notebook 11 with --fresh: it shows rivals that are there, and trains none."""
+    experiment = Experiment("smoke", "synthbirds")
+    experiment.config, experiment.folder, experiment.splits = tiny, copy.parent, splits
+    (copy.parent / "runs").mkdir()
+    folder = copy.rename(experiment.run_folder("End-to-end"))
+    monkeypatch.setenv("FGVC_FRESH", "0")  # to be set back
+    ask_for_fresh_runs()
+    monkeypatch.setattr(runs, "train", no_training)
+    assert experiment.find("End-to-end").folder == folder and (folder / "metrics.json").exists()
+
+
 def test_run_that_was_copied_back_moves_aside_again(copy, monkeypatch):
     monkeypatch.setenv("FGVC_FRESH", "0")  # to be set back
     ask_for_fresh_runs()
@@ -423,23 +436,30 @@ def test_second_process_waits_for_the_first_and_takes_its_result(tiny, splits, c
     assert run.metrics == json.loads(metrics)["test"]
 
 
-def test_interrupt_says_what_is_saved_and_how_to_go_on(tiny, splits, finished, copy, monkeypatch):
-    records = read_checkpoint(copy / "checkpoint.pt")["history"]
+@pytest.mark.parametrize("replayed", [0, 1])  # epochs of an earlier part that the interrupt lets pass
+@pytest.mark.parametrize("fresh", [False, True])
+def test_interrupt_says_what_is_saved_and_how_to_go_on(replayed, fresh, tiny, splits, copy, monkeypatch):
+    state = read_checkpoint(copy / "checkpoint.pt")
+    state["history"] = state["history"][:1]
+    torch.save(state, copy / "checkpoint.pt")
+    (copy / "history.csv").unlink()
     (copy / "metrics.json").unlink()
+    if fresh:
+        monkeypatch.setenv("FGVC_FRESH", "0")  # long ago: what is here has been made since
 
     def interrupted(*args):
-        yield records[0]
+        yield from state["history"][:replayed]
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "train", interrupted)
     said = []
     with pytest.raises(KeyboardInterrupt):
         train_or_load(tiny, splits, 0, copy, said.append)
+    how = "the same command without --fresh" if fresh else "the same call or command"
     assert said[-1] == (
-        f"copy: interrupted after epoch 1 of 2, whose state is saved in {copy}; "
-        "the same call or command goes on from there."
+        f"copy: interrupted after epoch 1 of 2, whose state is saved in {copy}; {how} goes on from there."
     )
-    assert len(pd.read_csv(copy / "history.csv")) == 1
+    assert not replayed or len(pd.read_csv(copy / "history.csv")) == 1
     with locked(copy / ".lock", pytest.fail):
         pass  # free again
 

@@ -101,9 +101,10 @@ class Experiment:
 
     def find(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run | None:
         """The run that is here, or among the committed ones; None where it is nowhere. Nothing is trained."""
-        if self.has_run(row, seed):
-            return self.run(row, seed, announce)
-        return self._shipped(row, seed, announce)
+        if not self.has_run(row, seed):
+            return self._shipped(row, seed, announce)
+        seed, folder = self.seeds[0] if seed is None else seed, self.run_folder(row, seed)
+        return load_run(self.row_config(row), self._splits_of(row, seed, folder), seed, folder, announce)
 
     def is_trained(self, row: str, seed: int | None = None) -> bool:
         """Whether `trained` gives a model without training."""

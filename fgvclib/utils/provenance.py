@@ -115,12 +115,23 @@ def command() -> str:
         return f"notebook {notebook}".strip()
     program, *arguments = sys.orig_argv if sys.argv[0] == "-c" else sys.argv
     name = "fgvc" if Path(program).name == "__main__.py" else Path(program).name
-    return " ".join([name, *(Path(word).name if os.path.isabs(word) else word for word in arguments)])
+    return " ".join([name, *map(_without_folder, arguments)])
+
+
+def _without_folder(word: str) -> str:
+    """`/home/me/t.csv` → `t.csv`, also behind an option: `--output=/home/me/t.csv` → `--output=t.csv`."""
+    option, equals, value = word.rpartition("=")
+    return option + equals + (Path(value).name if os.path.isabs(value) else value)
 
 
 def ask_for_fresh_runs() -> None:
     """Let this process and those that it starts train anew every run that is there now."""
     os.environ[FRESH] = repr(time.time())
+
+
+def how_to_go_on() -> str:
+    """How an interrupted call or command is continued: --fresh, given again, would put aside what is done."""
+    return "the same command without --fresh" if FRESH in os.environ else "the same call or command"
 
 
 def is_replaced(path: Path) -> bool:
