@@ -18,6 +18,7 @@ from fgvclib.study.localisation import attention_maps
 from fgvclib.study.table1 import export_maps, load_maps
 from fgvclib.training.checkpoints import save_checkpoint
 from fgvclib.utils import device
+from fgvclib.utils.device import device_name
 
 
 @pytest.fixture
@@ -61,3 +62,8 @@ def test_photos_are_recognised_on_the_default_device(tiny, model, elsewhere, tmp
     recogniser = predict.Recogniser(tmp_path / "checkpoint.pt")
     assert next(recogniser.model.parameters()).dtype == torch.float64
     assert recogniser(photo).box == (0, 0, 64, 48)  # AffNet starts at the whole image
+
+
+def test_device_is_named_by_what_it_is():
+    assert device_name(torch.device("cpu")).startswith("CPU, ")
+    assert device_name(torch.device("mps")) == "MPS"

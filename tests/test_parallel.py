@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,7 @@ from fgvclib.study import growth
 from fgvclib.systems import cal
 from fgvclib.training import loop
 from fgvclib.training.runs import train_or_load
+from fgvclib.utils import parallel
 
 
 def train_as(rank: int, world: int, port: int, config, splits, folder: Path) -> None:
@@ -169,3 +171,11 @@ def test_step_is_timed_alone_and_with_a_partner(one, config):
     table = growth.over_processes(config, 2)
     assert list(table) == ["processes", "ms", "photos_per_s"] and list(table["processes"]) == [1, 2]
     assert table["photos_per_s"].tolist() == pytest.approx([1e3 * 2 / table["ms"][0], 1e3 * 4 / table["ms"][1]])
+
+
+def test_processes_wait_for_the_first_one_longer_than_torch_would(monkeypatch):
+    """It computes the teacher's maps, or waits for a run of another job, while the others are at a barrier."""
+    asked = {}
+    monkeypatch.setattr(parallel, "PartialState", lambda **options: asked.update(options))
+    parallel.process_state()
+    assert asked["timeout"] > timedelta(days=1)

@@ -147,7 +147,7 @@ def test_balanced_batches_hold_classes_and_photos_of_each():
     assert orders[0] != orders[1]
 
 
-@pytest.mark.parametrize("left, told", [(1, "1 training photo,"), (2, None)])
+@pytest.mark.parametrize("left, told", [(1, "1 training photo beside"), (2, None)])
 def test_class_too_small_for_balanced_batches_is_refused_by_name(left, told, tiny, splits, tmp_path):
     others = splits.train.index[splits.train["label"] == 1][left:]
     few = replace(splits, train=splits.train.drop(others).reset_index(drop=True))
@@ -155,7 +155,8 @@ def test_class_too_small_for_balanced_batches_is_refused_by_name(left, told, tin
     if told is None:
         assert len(list(training)) == 1
         return
-    with pytest.raises(ValueError, match=f"^The class {splits.class_names[1]} has {told} but this system needs 2 of"):
+    named = f"^The class {splits.class_names[1]} has {told} . of the validation part, but this system needs 2 of"
+    with pytest.raises(ValueError, match=named):
         next(training)
 
 

@@ -240,3 +240,12 @@ def test_watched_photos_are_spread_over_the_table():
     watched = watched_boxes(table)
     assert [row for row, *_ in watched] == [0, 3, 6, 9, 12, 15, 18]
     assert watched[1] == [3, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("batches, processes, told", [(3, 4, "3 batches"), (1, 2, "1 batch,"), (4, 4, None)])
+def test_fewer_batches_than_processes_are_refused(batches, processes, told):
+    if told is None:
+        loop.check_processes(batches, processes)
+        return
+    with pytest.raises(ValueError, match=f"^The training photos fill {told}.* there are {processes} processes; lower"):
+        loop.check_processes(batches, processes)

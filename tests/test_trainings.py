@@ -32,12 +32,14 @@ def test_without_rows_the_notebooks_runs_are_wanted_those_waited_for_first():
 
 
 def test_large_crops_train_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    state = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+    monkeypatch.setattr(trainings, "process_state", lambda: state)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
     assert default_jobs(load_config("cpu")) == 3
     assert default_jobs(load_config("paper")) == 1
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert default_jobs(load_config("cpu")) == 1
+    for gpu in ("cuda", "mps"):
+        state.device = torch.device(gpu)
+        assert default_jobs(load_config("cpu")) == 1
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def wanted_runs(rows: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, in
 
 def default_jobs(config: Config) -> int:
     """One for each core where crops are small and there is no GPU; else one, which uses all there is."""
-    if torch.cuda.is_available() or process_state().num_processes > 1 or config.crop_size > SMALL_CROP:
+    if process_state().device.type != "cpu" or process_state().num_processes > 1 or config.crop_size > SMALL_CROP:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

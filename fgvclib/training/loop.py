@@ -84,6 +84,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
         criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
         if not begun and train_localisation(model, criterion, splits, maps, config, seed):
             save()
+    check_processes(len(loader), accelerator.num_processes)
     prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
     validation_loader = accelerator.prepare(validation_loader)
     for epoch in range(len(history), config.epochs):
@@ -298,13 +299,24 @@ def check_batches(config: Config, splits: Splits) -> None:
             raise ValueError(f"The {name} is {count}, but BatchNorm needs batches of at least 2 photos; raise it.")
 
 
+def check_processes(batches: int, processes: int) -> None:
+    """Raises ValueError where an epoch has no batch for each process: none would get any."""
+    if batches < processes:
+        raise ValueError(
+            f"The training photos fill {batches} batch{'es' * (batches != 1)}, but there are {processes} processes; "
+            "lower batch_size or the number of processes."
+        )
+
+
 def check_classes(splits: Splits, photos: int) -> None:
     """Raises ValueError that names the first class with fewer training photos than a balanced batch needs of it."""
+    aside = splits.validation["label"].value_counts()
     for label, count in splits.train["label"].value_counts().sort_index().items():
         if count < photos:
             raise ValueError(
-                f"The class {splits.class_names[label]} has {count} training photo{'s' * (count != 1)}, but this "
-                f"system needs {photos} of every class; add photos, or leave the class out."
+                f"The class {splits.class_names[label]} has {count} training photo{'s' * (count != 1)} beside "
+                f"{aside.get(label, 0)} of the validation part, but this system needs {photos} of every class; add "
+                "photos, lower validation_fraction, or leave the class out."
             )
 
 

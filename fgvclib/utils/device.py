@@ -25,8 +25,11 @@ def on_default_device(network: nn.Module) -> Iterator[torch.device]:
 
 def device_name(device: torch.device | None = None) -> str:
     """Name of the GPU, or the CPU with its number of threads; of the default device where none is given."""
-    if (device or default_device()).type == "cuda":
+    kind = (device or default_device()).type
+    if kind == "cuda":
         return torch.cuda.get_device_name()
+    if kind != "cpu":
+        return kind.upper()  # MPS, of a Mac
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
 

@@ -9,6 +9,7 @@ anything.
 
 import os
 import warnings
+from datetime import timedelta
 
 import torch.distributed
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
@@ -16,13 +17,16 @@ from accelerate.utils import broadcast, gather, parse_flag_from_env
 from timm.layers import convert_sync_batchnorm  # torch's own would lose the activation of timm's combined layers
 from torch import Tensor, nn
 
+# The others wait while the first process computes teacher maps or waits for another job's run: hours, where torch
+# would give up after ten minutes.
+PATIENCE = timedelta(days=7)
 RANKS, ADDRESS = ("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
 
 
 def process_state() -> PartialState:
     """This process among those of `accelerate launch`, which tells of CPUs in a variable that PartialState ignores."""
     _forget_other_launchers()
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 
 def _forget_other_launchers() -> None:
