@@ -29,12 +29,12 @@ fgvc() { "$PYTHON" -m fgvclib "$@"; }
 once() {
   local name=$1 status
   shift
-  [ -e "$DONE/$name" ] && return
+  [ "$(cat "$DONE/$name" 2>/dev/null)" = "$*" ] && return  # done, and with the same options
   echo "== $name: $*"
   "$@" 2>&1 | tee "$DONE/$name.log"
   status=${PIPESTATUS[0]}
   if [ "$status" -eq 0 ]; then
-    touch "$DONE/$name"
+    echo "$*" > "$DONE/$name"
   elif grep -q "stopped at the time limit" "$DONE/$name.log"; then
     echo "$name goes on with the next call."
   else

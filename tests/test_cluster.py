@@ -200,4 +200,16 @@ def test_steps_for_a_gpu_go_on_to_their_end_wherever_they_are_called(tmp_path):
         assert ended.returncode == 0, ended.stderr
         assert "All steps are done" in ended.stdout
         assert (tmp_path / "gpu-steps-smoke" / "cub25-table").exists()
+        again = subprocess.run([script], cwd=folder, env=environment, capture_output=True, text=True)
+        assert again.returncode == 0 and "==" not in again.stdout
+        others = environment | {"SYNTH_SET": "--set epochs=3"}  # other steps, which were never run
+        again = subprocess.run([script], cwd=folder, env=others, capture_output=True, text=True)
+        assert again.returncode == 75 and "== efficiency-fp32" in again.stdout
         shutil.rmtree(tmp_path / "gpu-steps-smoke")
+
+
+def test_documented_launches_agree_with_the_precision_that_they_ask_for():
+    page = (PROJECT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    launches = [line for line in page.splitlines() if line.startswith("accelerate launch")]
+    assert any("--set precision=bf16" in line for line in launches)
+    assert not any("--mixed_precision" in line for line in launches)  # which `create_accelerator` refuses

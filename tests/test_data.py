@@ -1,5 +1,6 @@
 """Reading the CUB layout, splitting it, augmenting: on a small hand-made folder."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from fgvclib.config import load_config
-from fgvclib.data import cub200
+from fgvclib.data import checksums, cub200
 from fgvclib.data.augment import Lighting
 from fgvclib.data.index import BOX
 from fgvclib.data.loaders import EpochSampler, PhotoDataset, evaluation_loader, training_loader
@@ -183,6 +184,11 @@ def test_every_class_has_a_validation_photo_however_small_the_part(config, photo
     assert sorted(splits.validation["label"]) == [0, 1, 2]
 
 
+def test_validation_part_leaves_every_class_a_training_photo(config, photos):
+    splits = load_splits(replace(config, validation_fraction=0.9))
+    assert sorted(set(splits.train["label"])) == [0, 1, 2] and len(splits.validation) > len(splits.train)
+
+
 def test_no_validation_part_leaves_the_whole_training_split(config, photos):
     splits = load_splits(replace(config, validation_fraction=0.0))
     assert len(splits.train) == sum(p["train"] for p in photos) and splits.validation.empty
@@ -207,6 +213,16 @@ def test_checksum_changes_with_any_file(config, folder):
         path.write_bytes(content + b"\n")
         assert dataset_checksum(config) != before
         path.write_bytes(content)
+
+
+def test_checksum_is_kept_in_the_results_where_the_data_cannot_be_written(folder, tmp_path, monkeypatch):
+    """As in a folder of data that several users share; each run asks for it."""
+    paths = [str(path) for path in sorted((folder / "images").rglob("*.jpg"))]
+    monkeypatch.setattr(checksums, "data_root", lambda: Path(os.devnull))
+    monkeypatch.setattr(checksums, "results_root", lambda: tmp_path / "results")
+    first = checksums.files_checksum(paths)
+    monkeypatch.setattr(checksums, "open", None, raising=False)  # reading a photo again would fail
+    assert checksums.files_checksum(paths) == first
 
 
 # --- no box information in training

@@ -310,6 +310,16 @@ def test_wrong_count_is_told_by_the_check(layout, monkeypatch):
     assert_one_sentence(str(error.value))
 
 
+def test_check_of_a_part_of_the_data_set_asks_for_the_chosen_classes_alone(layout, monkeypatch):
+    config, _, _ = layout
+    monkeypatch.setattr(SOURCES[config.dataset], "COUNTS", (200, 12, 7))
+    monkeypatch.setattr(SOURCES[config.dataset], "CHECKSUMS", {})
+    if config.dataset != "folder":
+        assert "6 test photos, a part of the data set; 2 classes" in verify_dataset(replace(config, num_classes=2))
+    with pytest.raises(ValueError, match="Class 3 is asked for"):
+        verify_dataset(replace(config, classes=(0, 3)))
+
+
 def test_published_counts():
     assert {name: module.COUNTS for name, module in SOURCES.items()} == {
         "synthbirds": None,
@@ -815,6 +825,25 @@ def test_photos_of_a_data_root_that_can_not_be_written_are_kept_beside_the_resul
     for _ in range(2):
         assert np.array_equal(load_pixels(cached, 16), [square(number) for number in range(3)])
     assert len(decoded) == 3 and len(list((root / "results" / ".cache").iterdir())) == 1
+
+
+def test_squares_go_beside_the_results_where_the_file_of_another_user_cannot_be_written(
+    root, cached, monkeypatch, decoded
+):
+    """It is half full, and can be read: what is not in it is kept in the results, once."""
+    monkeypatch.setenv("FGVC_RESULTS", str(root / "results"))
+    write = photo_files.Pixels._write
+
+    def refuse(self, file, *arguments):
+        if file.parent == root / ".cache":
+            raise OSError(13, "Permission denied")
+        write(self, file, *arguments)
+
+    monkeypatch.setattr(photo_files.Pixels, "_write", refuse)
+    pixels = load_pixels(cached, 12)
+    for _ in range(3):
+        assert np.array_equal(pixels, [square(number, 12) for number in range(3)])
+    assert len(decoded) <= 3 + 3  # one more for each square that was refused at first
 
 
 def test_photo_that_is_gone_is_named(cached):

@@ -5,24 +5,30 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 
-from fgvclib.config import data_root
+from fgvclib.config import data_root, results_root
 from fgvclib.utils.files import atomic_path
 
 
 def files_checksum(paths: Iterable[str], head: bytes = b"") -> str:
     """SHA-256 in hex digits over `head` and the bytes of the files, in their order.
 
-    Kept in `.cache/checksums` of the data root, under a name that changes with the path, size and dates of any file.
+    Kept in `.cache/checksums` of the data root, or of the results where that cannot be written, under a name that
+    changes with the path, size and dates of any file.
     """
     paths = list(paths)
     files = [(path, file.st_size, file.st_mtime_ns, file.st_ctime_ns) for path in paths for file in [os.stat(path)]]
-    entry = data_root() / ".cache" / "checksums" / hashlib.sha256(head + repr(files).encode()).hexdigest()
-    if entry.exists() and len(known := entry.read_text()) == 64:
-        return known
+    name = hashlib.sha256(head + repr(files).encode()).hexdigest()
+    entries = [root / ".cache" / "checksums" / name for root in (data_root(), results_root())]
+    for entry in entries:
+        with suppress(OSError):  # there is none yet
+            if len(known := entry.read_text()) == 64:
+                return known
     digest = hashlib.sha256(head)
     for path in paths:
         with open(path, "rb") as file:
             digest.update(file.read())
-    with suppress(OSError), atomic_path(entry) as temporary:  # a data root without write access: computed each time
-        temporary.write_text(digest.hexdigest())
+    for entry in entries:
+        with suppress(OSError), atomic_path(entry) as temporary:  # where none can be written, it is computed each time
+            temporary.write_text(digest.hexdigest())
+            break
     return digest.hexdigest()

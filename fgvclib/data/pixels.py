@@ -13,6 +13,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,7 @@ from fgvclib.utils.progress import photo_progress
 
 DECODING_THREADS = 8
 STAMP = 32  # bytes
+_GIVING_UP = Lock()
 READER = 2  # to be raised whenever the pixels that `read_photo` gives change
 Crop = tuple[float, float, float, float]  # xyxy, as shares of the photo
 WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
@@ -73,6 +75,7 @@ class Pixels:
         self.stamps = [_stamp(path) for path in paths]
         self.kind = np.dtype([("stamp", f"S{STAMP}"), ("crc", "<u4"), ("pixels", "u1", (size, size, 3))])
         self.file: Path | None = None
+        self.places = [data_root() / ".cache", results_root() / ".cache"]
         self._open()
 
     def __reduce__(self):
@@ -105,9 +108,14 @@ class Pixels:
             try:
                 self._write(file, index, pixels)
             except OSError as error:
-                self.file = None
-                _warn(error)
+                self._give_up(file, error)
         return pixels
+
+    def _give_up(self, file: Path, problem: OSError) -> None:
+        """Go on with the file of the next place, as this one cannot be written."""
+        with _GIVING_UP:
+            if self.file == file:  # and no other thread has done so
+                self._open(problem)
 
     def _read(self, index: int, count: int) -> bytes:
         """The first `count` bytes of a photo's record; nothing if there is no file."""
@@ -124,13 +132,17 @@ class Pixels:
             file.seek(self.start + index * record.nbytes)
             file.write(record.tobytes())
 
-    def _open(self) -> None:
-        """Open the table's file for reading; it is made (empty, sparse) where there is none or one cut short."""
+    def _open(self, problem: OSError | None = None) -> None:
+        """Open the table's file in the next place that has room for it: made, empty and sparse, if none is whole there.
+
+        Where there is no such place, there is no file, and a warning names the last `problem`.
+        """
         parts = () if self.crops is None else (self.crops,)
         facts = repr((READER, self.paths, self.size, self.cut_bottom, *parts)).encode()
         name = f"{blake2b(facts, digest_size=12).hexdigest()}-{self.size}px.npy"
-        for folder in (data_root() / ".cache", results_root() / ".cache"):
-            file = folder / name
+        self.file = None
+        while self.places:
+            file = self.places.pop(0) / name
             try:
                 self.start = self._records_start(file)
                 self.opened = os.open(file, os.O_RDONLY)

@@ -110,13 +110,19 @@ def split(photos: pd.DataFrame, class_names: list[str], config: Config) -> Split
 
 
 def set_aside(photos: pd.DataFrame, fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split off `fraction` of every class (at least one photo, none for 0); the same photos every time."""
+    """Split off `fraction` of every class; the same photos every time.
+
+    That is at least one photo of a class, none for 0, and never its last.
+    """
     if fraction == 0:
         return photos, photos.iloc[:0]
     validation = photos.groupby("label").sample(frac=fraction, random_state=0)
     missing = sorted(set(photos["label"]) - set(validation["label"]))
     first = photos[photos["label"].isin(missing)].groupby("label").head(1)
     validation = pd.concat([validation, first]).sort_index()
+    left = photos["label"].value_counts() - validation["label"].value_counts()
+    whole = validation[validation["label"].isin(left.index[left == 0])]
+    validation = validation.drop(whole.groupby("label").head(1).index)
     return photos.drop(validation.index), validation
 
 
@@ -147,6 +153,13 @@ def dataset_checksum(config: Config) -> str:
     return files_checksum(photos["path"], SOURCES[config.dataset].fingerprint(prepare_dataset(config)))
 
 
+def _chosen_classes(config: Config) -> float:
+    """How many classes were asked for, in place of the profile's; infinite where it was left at these."""
+    if "classes" in config.changes():
+        return len(config.classes)
+    return config.num_classes if config.changes().get("num_classes") else math.inf
+
+
 def verify_dataset(config: Config) -> str:
     """Prepare the whole data set, check files, counts and every photo → one sentence on what is there.
 
@@ -160,7 +173,10 @@ def verify_dataset(config: Config) -> str:
     check_photos(photos, root)
     found = (len(class_names), int(photos["is_train"].sum()), int((~photos["is_train"]).sum()))
     there = "{:,} classes, {:,} training and {:,} test photos".format(*found)
-    if source.COUNTS not in (None, found):
+    if source.COUNTS not in (None, found) and _chosen_classes(config) < source.COUNTS[0]:
+        photos, chosen = read_dataset(config)  # raises where one of them is not there
+        there += f", a part of the data set; {len(chosen):,} classes are asked for"
+    elif source.COUNTS not in (None, found):
         raise ValueError(
             f"{root} holds {there}, but {source.COUNTS[0]:,}, {source.COUNTS[1]:,} and {source.COUNTS[2]:,} belong to "
             f"{config.dataset}; move this copy away to get a complete one, or use the classes that are complete "
