@@ -46,6 +46,12 @@ def test_threshold_is_chosen_on_validation_photos_and_the_test_photos_scored_wit
     assert row["photos"].to_dict() == {"validation": len(splits.validation), "test": len(splits.test)}
 
 
+def test_without_true_boxes_no_threshold_can_be_chosen(config, splits):
+    boxless = replace(splits, validation=splits.validation.assign(**dict.fromkeys(BOX, float("nan"))))
+    with pytest.raises(ValueError, match="No validation photo has a true box to choose tau by; set validation_frac"):
+        boxes.teachers_table(boxless, config, ["validation"])
+
+
 def test_price_of_an_attnet_stands_beside_the_classifiers(config, splits):
     names = ["stride 4, 64 px", "strides 8 and 16, 64 px"]
     table = boxes.attnets_table(splits, config, names, ["validation"])

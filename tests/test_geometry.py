@@ -264,6 +264,13 @@ def test_target_box_is_that_of_the_configuration(tiny):
     assert torch.equal(target_box(attention, tiny), attention_to_box(attention, tiny.threshold))
 
 
+def test_no_maps_have_no_boxes(tiny):
+    """As those of a validation part that is empty."""
+    for kind in ("all", "largest"):
+        config = replace(tiny, box_component=kind, box_upsample=4)
+        assert target_box(torch.empty(0, 1, 14, 14), config).shape == (0, 4)
+
+
 def test_targets_carry_no_gradient():
     assert not attention_to_box(torch.randn(2, 1, 4, 4, requires_grad=True)).requires_grad
 

@@ -107,6 +107,8 @@ def largest_component(mask: Tensor) -> Tensor:
     Every set cell starts with a number of its own. The highest number around a cell goes to the cell that its number
     names and from there to all that bear it, until nothing changes: a component then has that of its first cell.
     """
+    if not len(mask):
+        return mask
     cells = mask[0].numel()
     flags = mask.flatten(1)
     numbers, before = flags * torch.arange(cells, 0, -1, device=mask.device), None

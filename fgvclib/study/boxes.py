@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fgvclib.config import Config
 from fgvclib.data.loaders import evaluation_loader
-from fgvclib.data.splits import Splits
+from fgvclib.data.splits import Splits, has_boxes
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.geometry import target_box, theta_to_box
 from fgvclib.model.system import EndToEndModel, build_model
@@ -35,8 +35,11 @@ ATTNETS = {  # name → attnet_stride, attnet_size
 def teachers_table(splits: Splits, config: Config, parts: Sequence[str]) -> pd.DataFrame:
     """One row for each teacher, kind of box and part: network, size, tau, photos and `localisation_scores`.
 
-    tau is the one with the highest `box_acc_mean` on the validation photos, for the test photos too.
+    tau is the one with the highest `box_acc_mean` on the validation photos, for the test photos too. Raises ValueError
+    where none of these has a true box to choose it by.
     """
+    if not has_boxes(splits.validation):
+        raise ValueError("No validation photo has a true box to choose tau by; set validation_fraction above 0.")
     rows, network = [], {"backbone": config.backbone, "size": config.teacher_size}
     for mean in TEACHERS:
         teacher = replace(config, teacher_weights="imagenet", teacher_mean=mean)
