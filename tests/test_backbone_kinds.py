@@ -101,7 +101,7 @@ def test_whole_system_trains_a_step(tiny, tag):
 
 @pytest.mark.parametrize("tag", sorted(set(KINDS) - {"resnet10t", "convnext_atto"}))
 def test_stride_that_a_network_cannot_have_is_refused(tag):
-    with pytest.raises(ValueError, match=f"{tag} cannot have an output stride of 16; set teacher_output_stride to 32"):
+    with pytest.raises(ValueError, match=f"{tag} cannot have an output stride of 16; choose a ResNet, RegNet"):
         create_backbone(tag, pretrained=False, output_stride=16)
 
 

@@ -119,6 +119,12 @@ def test_small_crops_are_refused():
         NTS(CLASSES, BACKBONE, 128, pretrained=False)
 
 
+def test_backbone_of_another_stride_is_refused():
+    """A vision transformer's patches of 16 pixels would give more scores than there are windows."""
+    with pytest.raises(ValueError, match="nts looks at features of stride 32, but those of vit_tiny_patch16_224 have"):
+        NTS(CLASSES, "vit_tiny_patch16_224", 224, pretrained=False)
+
+
 def test_parameters_beyond_the_backbone(system):
     own = sum(p.numel() for p in system.parameters()) - sum(p.numel() for p in system.backbone.parameters())
     navigator = (1280 * 128 * 9 + 128) + 2 * (128 * 128 * 9 + 128) + 2 * (128 * 6 + 6) + (128 * 9 + 9)

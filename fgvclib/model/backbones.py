@@ -34,8 +34,8 @@ def create_backbone(tag: str, pretrained: bool = True, output_stride: int = 32) 
         return _create(tag, pretrained, options | {"output_stride": output_stride})
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"{tag} cannot have an output stride of {output_stride}; set teacher_output_stride to 32, or choose a "
-            "ResNet, RegNet, ConvNeXt or EfficientNet."
+            f"{tag} cannot have an output stride of {output_stride}; choose a ResNet, RegNet, ConvNeXt or "
+            "EfficientNet, or, for the teacher, set teacher_output_stride to 32."
         ) from error
 
 

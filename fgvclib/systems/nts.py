@@ -53,7 +53,8 @@ class Navigator(nn.Module):
 class NTS(System):
     """Logits "main" (photo and windows together) and, in training, "photo" and "windows" (6 B); scores as a part.
 
-    Raises ValueError for a crop of less than 224 px, on which hardly any windows are left (ours).
+    Raises ValueError for a crop of less than 224 px, on which hardly any windows are left (ours), and for a backbone
+    whose last stage has another stride than the windows' first level.
     """
 
     passes = 2.0  # 1 + 4 windows at half the side
@@ -73,6 +74,9 @@ class NTS(System):
                 f"nts finds too few windows in {crop_size} px; set crop_size to {self.smallest_crop} or more."
             )
         super().__init__(num_classes, backbone, crop_size, pretrained)
+        stride, needed = self.backbone.feature_info[-1]["reduction"], LEVELS[0][0]
+        if stride != needed:
+            raise ValueError(f"nts looks at features of stride {needed}, but those of {backbone} have {stride}.")
         channels = self.backbone.num_features
         self.navigator = Navigator(channels)
         self.dropout = nn.Dropout(DROPOUT)
