@@ -20,6 +20,7 @@ from fgvclib.study.experiment import Experiment
 from fgvclib.study.table3 import own_rates
 from fgvclib.systems import TRAINED_AS
 from fgvclib.training.loop import NonFiniteLoss
+from fgvclib.utils.files import lock_path, locked
 from fgvclib.utils.literal import literal
 
 FACTORS = (1 / 3, 1, 3)
@@ -73,8 +74,9 @@ def search(
                 announce(f"{system} diverges at the learning rate {rate}: {error}")
                 found = DIVERGED
             row = pd.DataFrame([dict(zip(KEYS, (system, rate, seed), strict=True)) | found])
-            table = pd.concat([pd.read_csv(path), row]) if path.exists() else row
-            base.save_table(table.drop_duplicates(KEYS, keep="last").sort_values(KEYS), "rates")
+            with locked(lock_path(base.folder, "rates")):  # two searches may run at the same time
+                table = pd.concat([pd.read_csv(path), row]) if path.exists() else row
+                base.save_table(table.drop_duplicates(KEYS, keep="last").sort_values(KEYS), "rates")
     return pd.read_csv(path)
 
 

@@ -99,8 +99,8 @@ def teacher_sides(config: Config, photos: pd.DataFrame) -> dict[str, Callable[[]
             teacher_maps(photos, config)
 
     def bare() -> None:
-        for _ in range(len(photos) // at_once):
-            teacher.fixed_features(images)
+        for start in range(0, len(photos), at_once):
+            teacher.fixed_features(images[: len(photos) - start])
 
     return {"teacher maps": kept_nowhere, BARE["teacher maps"]: bare}
 

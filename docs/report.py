@@ -494,7 +494,8 @@ def _boxes(birds: str) -> Iterable[str]:
     folder = REFERENCE / birds
     readme = folder / "README.md"
     yield f"How these were made, and on which copy of the photos: [{birds}](../results/reference/{birds}/README.md)."
-    for name, title in {"teachers": "Teachers: boxes of their maps", "boxes": "AttNet and AffNet alone: their boxes"}.items():
+    titles = {"teachers": "Teachers: boxes of their maps", "boxes": "AttNet and AffNet alone: their boxes"}
+    for name, title in titles.items():
         path = folder / f"{name}.csv"
         if path.exists() and readme.exists():
             table = pd.read_csv(path).drop(columns=MADE_BY, errors="ignore")

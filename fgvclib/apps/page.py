@@ -20,7 +20,7 @@ from fgvclib.apps.predict import Recogniser, readable
 from fgvclib.model.backbones import normalisation
 from fgvclib.model.geometry import crop, min_max_normalise, widen
 from fgvclib.model.system import EndToEndModel
-from fgvclib.utils.files import write_json
+from fgvclib.utils.files import atomic_path, write_json
 
 RUNTIME = "onnxruntime-web@1.30.0"
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
@@ -79,7 +79,6 @@ def export_page(checkpoint: Path, folder: Path) -> Path:
         "mean": mean,
         "std": std,
         "tau": preprocess.w_tau.item(),
-        "margin": config.crop_margin,
         "classes": [readable(name) for name in recogniser.class_names],
         "samples": _draw_samples(folder, config.image_size),
     }
@@ -115,5 +114,5 @@ def _fetch_runtime(folder: Path) -> None:
             raise OSError(f"npm could not bring {RUNTIME} ({reason}); connect to the internet and run this again.")
         with tarfile.open(next(Path(place).glob("*.tgz"))) as archive:
             for name in RUNTIME_FILES:
-                with archive.extractfile(f"package/dist/{name}") as packed, (folder / name).open("wb") as file:
-                    shutil.copyfileobj(packed, file)
+                with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
+                    shutil.copyfileobj(archive.extractfile(f"package/dist/{name}"), file)

@@ -35,7 +35,7 @@ def publish(name: str) -> Path:
         raise ValueError(f"{source} holds no tables and no finished run; run the notebooks first (fgvc run all).")
     for old in [path for path in target.glob("*") if path.name != "README.md"]:  # written by hand, about these runs
         shutil.rmtree(old) if old.is_dir() else old.unlink()
-    shown = set(re.findall(rf"reference/{name}/figures/([\w.]+)", _documents()))
+    shown = set(re.findall(rf"reference/{re.escape(name)}/figures/([\w.]+)", _documents()))
     written = [path for path in (source / "metrics.json", source / "manifest.json") if path.exists()]
     # Of a notebook that has failed since, the earlier copy is still there: what it shows may be overwritten by now.
     done = [source / "notebooks" / f"{name}.ipynb" for name in read_manifest(source).get("notebooks", {})]
