@@ -121,3 +121,14 @@ def test_shrinking_filters_out_what_is_too_fine():
 def test_resize_to_the_same_size_returns_the_images_themselves():
     images = torch.randn(1, 3, 64, 64)
     assert resize(images, 64) is images
+
+
+def test_stages_of_several_strides_are_joined_in_half_precision_too():
+    """`precision` bf16, as on GPUs: the resize between them has no half-precision form on CPUs."""
+    torch.manual_seed(0)
+    attnet, images = AttNet(OFFLINE, stride=(8, 16), size=96, standardise=True).eval(), torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        expected = attnet(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = attnet(images).float()
+    assert (found - expected).abs().max() < 0.2 * expected.std()

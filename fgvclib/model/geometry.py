@@ -154,7 +154,8 @@ def resize(images: Tensor, size: int) -> Tensor:
     """Bilinear resize to (B, C, size, size), low-pass filtered where it shrinks; nothing to do costs nothing."""
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))  # CPUs cannot filter in half precision
+    return F.interpolate(wide, (size, size), mode="bilinear", align_corners=False, antialias=True).to(images.dtype)
 
 
 def rearrange_tiles(images: Tensor, origin: Tensor) -> Tensor:

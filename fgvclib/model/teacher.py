@@ -75,7 +75,7 @@ class Teacher(nn.Module):
         maps = []
         for part in images.split(at_once):  # a photo's map depends on that photo alone
             features = functional_call(self._skeleton, weights, self._sized(part))
-            # Under autocast they come in half precision, which CPUs cannot resize.
+            # Under autocast they come in half precision; a map has that of the images.
             maps.append(resize(_over_channels(features.to(images.dtype), self.mean), self.map_size))
         return torch.cat(maps)
 
