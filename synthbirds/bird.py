@@ -442,11 +442,12 @@ def _light(mask, canvas, rng) -> Image.Image:
     """The light on the bird: a soft relief from its outline, lit from above, with cool shade below."""
     step = max(1, max(mask.size) // 72)
     relief = mask.reduce(step).filter(ImageFilter.GaussianBlur(0.085 * canvas.scale / step))
-    height = np.asarray(relief, np.float32) / 255
+    # In double precision: in single, numpy's powers depend on the processor, and now and then so would a pixel.
+    height = np.asarray(relief, np.float64) / 255
     dy, dx = np.array(np.gradient(height)) * 0.13 * canvas.scale / step
     sun = rng.uniform(-0.5, 0.5)
     lit = 0.60 + 0.34 / np.sqrt(1 + 9 * (dx**2 + dy**2)) + 0.85 * (dy + dx * sun)
-    rows = np.linspace(0, 1, height.shape[0], dtype=np.float32)[:, None]
+    rows = np.linspace(0, 1, height.shape[0])[:, None]
     lit = np.clip(lit * (1.08 - 0.18 * rows), 0.32, 1)
     cool = np.stack([lit, lit**0.96, lit**0.84], -1)
     return Image.fromarray((255 * cool).astype(np.uint8)).resize(mask.size, Image.Resampling.BILINEAR)

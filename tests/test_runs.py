@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fgvclib.data.checksums import DRAWN
 from fgvclib.data.index import CROP
 from fgvclib.study.bounds import BOUNDS
 from fgvclib.study.experiment import Experiment
@@ -219,9 +220,8 @@ def other_box(splits):
     "change, told",
     [
         (renamed_class, "other classes"),
-        (changed_photo, "other photos"),
         (other_label, "other labels"),
-        (one_photo_less, "other labels, other boxes, other photos"),
+        (one_photo_less, "other labels, other boxes"),
         (other_box, "other boxes"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -236,6 +236,20 @@ def test_run_of_other_data_is_refused(tiny, splits, copy, tmp_path, change, told
         (copy / "metrics.json").unlink()
     with pytest.raises(ValueError, match=rf"another run \({told}\); move it away, or train anew with --fresh"):
         train_or_load(tiny, change(moved), 0, copy)
+
+
+def test_photos_are_known_by_their_bytes_and_drawn_ones_by_the_version_that_drew_them(tiny, splits, tmp_path):
+    """On some processors now and then a value of a drawn photo is one higher or lower; runs are shared all the same."""
+    moved = photos_in(tmp_path / "moved", splits)
+    photos = replace(tiny, dataset="folder")
+    now, drawn = data_checksums(moved, photos), data_checksums(moved, tiny)
+    changed = changed_photo(moved)
+    assert [part for part, value in data_checksums(changed, photos).items() if value != now[part]] == ["photos"]
+    assert data_checksums(changed, tiny) == drawn
+    identity = run_identity(tiny, splits, 0)
+    for stored, told in (("0" * 64, []), (f"{DRAWN}1", ["other photos"])):  # bytes, as of earlier releases
+        there = identity | {"data": drawn | {"photos": stored}}
+        assert differences(there, identity | {"data": drawn}) == told
 
 
 def test_boxes_that_an_oracle_crops_to_belong_to_its_run(tiny, splits):
@@ -455,7 +469,7 @@ def test_interrupt_says_what_is_saved_and_how_to_go_on(replayed, fresh, tiny, sp
     said = []
     with pytest.raises(KeyboardInterrupt):
         train_or_load(tiny, splits, 0, copy, said.append)
-    how = "the same command without --fresh" if fresh else "the same call or command"
+    how = "the same call or command" + " without --fresh" * fresh
     assert said[-1] == (
         f"copy: interrupted after epoch 1 of 2, whose state is saved in {copy}; {how} goes on from there."
     )

@@ -1,12 +1,15 @@
-"""SHA-256 over many photos, looked up where no file has changed since it was computed."""
+"""Which photos: SHA-256 over all of them, looked up where no file has changed, or the version that drew them."""
 
 import hashlib
 import os
 from collections.abc import Iterable
 from contextlib import suppress
 
-from fgvclib.config import data_root, results_root
+from fgvclib.config import Config, data_root, results_root
 from fgvclib.utils.files import atomic_path
+from synthbirds import GENERATOR_VERSION
+
+DRAWN = "synthbirds, version "
 
 
 def files_checksum(paths: Iterable[str], head: bytes = b"") -> str:
@@ -32,3 +35,19 @@ def files_checksum(paths: Iterable[str], head: bytes = b"") -> str:
             temporary.write_text(digest.hexdigest())
             break
     return digest.hexdigest()
+
+
+def photos_checksum(paths: Iterable[str], config: Config, head: bytes = b"") -> str:
+    """SHA-256 over `head` and the photos' bytes; of drawn photos the generator's version, and that of `head` alone.
+
+    On some processors now and then a value of a drawn photo is one higher or lower, and it is the same photo.
+    """
+    if config.dataset != "synthbirds":
+        return files_checksum(paths, head)
+    return f"{DRAWN}{GENERATOR_VERSION}" + (f", {hashlib.sha256(head).hexdigest()}" if head else "")
+
+
+def are_other_data(there: str | None, now: str) -> bool:
+    """Whether two `photos_checksum` differ; earlier releases recorded the bytes of drawn photos, which tell nothing."""
+    recorded = there is not None and (there.startswith(DRAWN) or not now.startswith(DRAWN))
+    return recorded and there != now

@@ -19,7 +19,7 @@ import pandas as pd
 
 from fgvclib.config import Config
 from fgvclib.data import aircraft, cars, cub200, folder, synthbirds
-from fgvclib.data.checksums import files_checksum
+from fgvclib.data.checksums import photos_checksum
 from fgvclib.data.download import check_md5
 from fgvclib.data.index import BOX, check_classes, check_photos
 from fgvclib.data.pixels import DECODING_THREADS, photo_size, read_photo
@@ -148,9 +148,9 @@ def has_boxes(photos: pd.DataFrame) -> bool:
 
 
 def dataset_checksum(config: Config) -> str:
-    """SHA-256 over the index files and every photo of the configured classes."""
+    """SHA-256 over the index files and every photo of the configured classes, or the name of what was drawn."""
     photos, _ = read_dataset(config)
-    return files_checksum(photos["path"], SOURCES[config.dataset].fingerprint(prepare_dataset(config)))
+    return photos_checksum(photos["path"], config, SOURCES[config.dataset].fingerprint(prepare_dataset(config)))
 
 
 def _chosen_classes(config: Config) -> float:

@@ -58,6 +58,7 @@ def check_dataset(folder: Path, config: Config) -> str | None:
 
     Raises ValueError if the results in `folder` were made from other data.
     """
+    from fgvclib.data.checksums import are_other_data
     from fgvclib.data.splits import dataset_checksum  # imports torch
 
     try:
@@ -65,7 +66,7 @@ def check_dataset(folder: Path, config: Config) -> str | None:
     except FileNotFoundError:
         return None
     there = read_manifest(folder).get("dataset_checksum")
-    if there not in (None, now):
+    if are_other_data(there, now):
         raise ValueError(
             f"The data set {config.dataset} is not the one that the results in {folder} were made from "
             f"(checksum {there} there, {now} now); rename or delete that folder, or restore the data."

@@ -3,7 +3,7 @@
 import hashlib
 
 from fgvclib.config import END_TO_END, Config, differing_values, training_values
-from fgvclib.data.checksums import files_checksum
+from fgvclib.data.checksums import are_other_data, photos_checksum
 from fgvclib.data.index import BOX, CROP
 from fgvclib.data.splits import Splits
 from fgvclib.utils.parallel import process_state
@@ -32,7 +32,7 @@ def data_checksums(splits: Splits, config: Config) -> dict[str, str]:
         "classes": _digest("\n".join(splits.class_names)),
         "labels": _digest("\n".join(table[["image_id", "label"]].to_csv(index=False) for table in tables)),
         "boxes": _digest("\n".join(table.to_csv(index=False, float_format="%.4f") for table in boxes)),
-        "photos": files_checksum(path for table in tables for path in table["path"]),
+        "photos": photos_checksum([path for table in tables for path in table["path"]], config),
     }
 
 
@@ -47,7 +47,7 @@ def differences(there: dict, now: dict) -> list[str]:
     if there.get("world_size", 1) != now["world_size"]:
         found.append(f"processes: {there.get('world_size', 1)} there, {now['world_size']} now")
     data = there.get("data", now["data"])
-    found += [f"other {part}" for part, checksum in now["data"].items() if data.get(part) != checksum]
+    found += [f"other {part}" for part, checksum in now["data"].items() if are_other_data(data.get(part), checksum)]
     return found
 
 
