@@ -22,9 +22,13 @@ DRAWN, BIRDS, EFFICIENCY = "cpu-synthbirds", "photos-cub200", "paper-efficiency"
 TEACHERS_OF_ALL, ALL_BIRDS = "photos-cub200-all", "photos-cub200-num_classes=200"
 RIVALS_ON_BIRDS = "photos-cub200-num_classes=50"
 LARGE_CROPS = "cpu-synthbirds-crop_size=224"
-GENTLER = {  # folder → that of the same photos, where AttNet and AffNet learn longer alone and then at a lower rate
-    ALL_BIRDS: "photos-cub200-27427991e1",
-    BIRDS: "photos-cub200-localisation_epochs=12-localisation_learning_rate=0.0002",
+GENTLER = "AttNet and AffNet at a lower rate"
+RECIPES = {  # folder → on the same photos: what other values are → the folder with the runs at these
+    ALL_BIRDS: {GENTLER: "photos-cub200-27427991e1"},
+    BIRDS: {
+        GENTLER: "photos-cub200-localisation_epochs=12-localisation_learning_rate=0.0002",
+        "The same, and a teacher that sees 576 pixels": "photos-cub200-e4b75d92df",
+    },
 }
 ROWS = {  # method of table3.csv → row that its runs are named after
     "Classifier without localisation": "Baseline",
@@ -333,18 +337,25 @@ def _strides(value: int | Iterable[int]) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def _gentler(name: str) -> Iterable[str]:
-    """What rows are where AttNet and AffNet keep what they learnt alone, beside the profile's recipe."""
-    folder = GENTLER.get(name)
-    if folder is None or not (REFERENCE / folder).exists():
-        return
-    yield "### AttNet and AffNet at a lower rate"
-    yield (
-        f"The profile but for two values; how they were chosen: [{folder}](../results/reference/{folder}/README.md). "
-        "Validation photos, mean over the seeds that both have:"
-    )
+def _recipes(name: str) -> Iterable[str]:
+    """What rows are at other values than the profile's, each recipe beside the profile's and the one before."""
+    before = []
+    for title, folder in RECIPES.get(name, {}).items():
+        if (REFERENCE / folder).exists():
+            yield f"### {title}"
+            yield from _recipe(name, folder, before)
+            before.append((title, folder))
+
+
+def _recipe(name: str, folder: str, before: list[tuple[str, str]]) -> Iterable[str]:
+    """Rows of a folder at other values; those in which no network localises are of the profile's folder `name`."""
     profiles, runs = accuracies(name), accuracies(folder)
     rows = {row: sorted(runs[row].keys() & profiles[row].keys()) for row in runs}
+    changed = _changes(name, folder, next(iter(rows.items())))
+    yield (
+        f"The profile but for {changed}; how they were chosen: [{folder}](../results/reference/{folder}/README.md). "
+        "Validation photos, mean over the seeds that both have:"
+    )
     yield markdown([_learnt(place, row, seeds) for row, seeds in rows.items() for place in (name, folder)])
     yield "Test photos; the share of the true box's gain is of the same seeds:"
     yield markdown([_bounded(name, folder, row, seeds) for row, seeds in rows.items()])
@@ -352,12 +363,22 @@ def _gentler(name: str) -> Iterable[str]:
         "In points with 95 % intervals, paired by photo and, where there are several seeds, by seed. Rows in which no "
         "network localises are the profile's."
     )
-    asked = {f"Do the two values help {row}?": ((folder, row), (name, row)) for row in runs}
+    asked = {f"Do these values help {row}?": ((folder, row), (name, row)) for row in runs}
+    for title, other in before:
+        shared = [row for row in runs if row in accuracies(other)]
+        asked |= {f'Beside "{title}", {row}?': ((folder, row), (other, row)) for row in shared}
     places = {row: name for row in NOTHING_LEARNT} | {row: folder for row in runs}
     for question, pair in QUESTIONS.items():
         if set(pair) <= places.keys() and set(pair) & runs.keys():
             asked[question] = tuple((places[row], row) for row in pair)
     yield markdown([_answer(question, *pair) for question, pair in asked.items()])
+
+
+def _changes(name: str, folder: str, row: tuple[str, list[int]]) -> str:
+    """The values of a folder's run that are not those of the same row in `name`."""
+    here, there = (_json(_run(place, row[0], row[1][0]) / "metrics.json")["config"] for place in (folder, name))
+    changed = [f"`{key}` {here[key]:g} in place of {there[key]:g}" for key in here if here[key] != there.get(key)]
+    return ", ".join(changed[:-1]) + f" and {changed[-1]}"
 
 
 def _learnt(name: str, row: str, seeds: list[int]) -> dict[str, str]:
@@ -386,7 +407,7 @@ def _bounded(name: str, folder: str, row: str, seeds: list[int]) -> dict[str, st
 def _answer(question: str, first: tuple[str, str], second: tuple[str, str]) -> dict[str, str]:
     """The first (folder, row) minus the second, over the seeds that both have."""
     seeds = sorted(accuracies(first[0])[first[1]].keys() & accuracies(second[0])[second[1]].keys())
-    rows = f"{first[1]} − {second[1]}" if first[1] != second[1] else f"{first[1]}, here − the profile's"
+    rows = f"{first[1]} − {second[1]}" if first[1] != second[1] else f"{first[1]}, here − there"
     shown = {"question": question, "difference": rows, "seeds": " ".join(map(str, seeds))}
     shown["accuracy"] = str(_paired(first, second, seeds))
     return shown | {f"BoxAcc@{level}": str(_paired(first, second, seeds, level)) for level in (0.5, 0.7)}
@@ -483,7 +504,7 @@ def _classifiers(birds: str) -> Iterable[str]:
     yield from _boxes(birds)
     yield from _networks(birds)
     yield from _attnets(birds)
-    yield from _gentler(birds)
+    yield from _recipes(birds)
     yield from _table1(birds)
     yield from _table2(birds)
     yield from _bounds(birds)

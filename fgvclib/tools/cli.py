@@ -13,7 +13,7 @@ from fgvclib import __version__
 from fgvclib.config import DATASETS, PROFILES, load_config, results_folder
 from fgvclib.tools import kernels, runner
 from fgvclib.utils.literal import literal
-from fgvclib.utils.provenance import ask_for_fresh_runs, how_to_go_on
+from fgvclib.utils.provenance import ask_for_fresh_runs, without_fresh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.Abort as abort:
         if isinstance(abort.__cause__, EOFError):  # click takes it for Ctrl-D, but no command asks for input
             raise abort.__cause__ from None
-        return _complain(f"Interrupted. What was done is kept; {how_to_go_on()} goes on from there.", 130)
+        again = f"the same command{without_fresh()}"
+        return _complain(f"Interrupted. What was done is kept; {again} goes on from there.", 130)
     except (runner.NotebookFailed, runner.NotebookBusy, runner.TrainingsFailed) as error:
         return _complain(error, 1)
     except (FloatingPointError, OSError, ImportError) as error:

@@ -34,7 +34,7 @@ from fgvclib.training.identity import differences, run_identity
 from fgvclib.training.loop import train
 from fgvclib.utils.files import atomic_path, locked, read_json, write_json
 from fgvclib.utils.parallel import create_accelerator, process_state
-from fgvclib.utils.provenance import code_state, describe_code, how_to_go_on, is_replaced, library_hash
+from fgvclib.utils.provenance import code_state, describe_code, is_replaced, library_hash, without_fresh
 
 CHECKPOINT = "checkpoint.pt"
 _REMARKED: set[str] = set()  # commits: a notebook that loads forty of their runs says it once for each of them
@@ -239,12 +239,13 @@ def _train(run: Run, announce: Callable[[str], None]) -> None:
 
 def _interrupted(run: Run) -> str:
     """What is saved of an interrupted run, and how to go on."""
+    again = f"the same call or command{without_fresh()}"
     try:
         epochs = len(read_checkpoint(run.checkpoint)["history"])
     except (FileNotFoundError, ValueError):
-        return f"interrupted in the first epoch, of which nothing is saved; {how_to_go_on()} starts again."
+        return f"interrupted in the first epoch, of which nothing is saved; {again} starts again."
     done = f"epoch {epochs} of {run.config.epochs}" if epochs else "AttNet and AffNet learnt alone"
-    return f"interrupted after {done}, whose state is saved in {run.folder}; {how_to_go_on()} goes on from there."
+    return f"interrupted after {done}, whose state is saved in {run.folder}; {again} goes on from there."
 
 
 def _clear_leftovers(folder: Path) -> None:

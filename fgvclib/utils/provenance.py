@@ -129,9 +129,9 @@ def ask_for_fresh_runs() -> None:
     os.environ[FRESH] = repr(time.time())
 
 
-def how_to_go_on() -> str:
-    """How an interrupted call or command is continued: --fresh, given again, would put aside what is done."""
-    return "the same command without --fresh" if FRESH in os.environ else "the same call or command"
+def without_fresh() -> str:
+    """What to add to "the same command" that goes on: --fresh, given again, would put aside what is done."""
+    return " without --fresh" if FRESH in os.environ else ""
 
 
 def is_replaced(path: Path) -> bool:
