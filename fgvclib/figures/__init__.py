@@ -65,6 +65,7 @@ from fgvclib.figures.tables import (
 from fgvclib.figures.training import (
     FRAMES,
     binned_accuracy,
+    box_curves,
     box_trails,
     end_to_end_curves,
     iou_histogram,
@@ -105,6 +106,7 @@ __all__ = [
     "to_picture",
     "FRAMES",
     "binned_accuracy",
+    "box_curves",
     "box_trails",
     "end_to_end_curves",
     "iou_histogram",

@@ -211,3 +211,23 @@ def end_to_end_curves(histories: Mapping[str, pd.DataFrame], warmup: int, photos
             ax.axvline(warmup + 0.5, color="black", linewidth=1, linestyle=":", label="warm-up ends")
             ax.legend(fontsize="small")
     return figure
+
+
+def box_curves(histories: Mapping[str, Sequence[pd.DataFrame]], photos: int) -> Figure:
+    """Share of validation photos whose box has IoU ≥ 0.5, and ≥ 0.7, after every epoch: a line for each row of runs.
+
+    histories: `Run.history` of the row's seeds; a line is their mean. The bands are one standard error of a share of so
+    many validation `photos`.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
+    for ax, level in zip(axes, (0.5, 0.7), strict=True):
+        column, title = f"validation_box_acc_{level}", f"Boxes with IoU ≥ {level}: higher is better"
+        means = {row: pd.concat(seeds).groupby("epoch")[column].mean() for row, seeds in histories.items()}
+        show_curves(ax, {row: 100 * share for row, share in means.items()}, title, "validation photos, %")
+        for share, colour in zip(means.values(), SERIES, strict=False):
+            error = np.sqrt(share * (1 - share) / photos)
+            ax.fill_between(share.index, 100 * (share - error), 100 * (share + error), color=colour, alpha=0.12)
+        ax.set_ylim(bottom=0)
+        ax.get_legend().remove()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
+    return figure
