@@ -55,6 +55,11 @@ def test_exponents_are_those_of_the_last_two_sizes_that_are_known():
     assert found.loc["short", ["over", "from", "to"]].tolist() == ["n", 100, 1000]
 
 
+def test_one_size_alone_has_no_exponent():
+    """As where notebook 08 is run with a batch that cannot be made smaller."""
+    assert growth.exponents([pd.DataFrame({"n": [2], "seconds": [0.1]})]).empty
+
+
 @pytest.mark.parametrize("classes, side", [(7, 7), (500, 500), (501, 251), (1300, 434)])
 def test_confusion_counts_as_a_loop_does_and_stays_small(classes, side):
     rng = np.random.default_rng(0)

@@ -60,3 +60,15 @@ def test_every_profile_accepts_the_suggestion(values, profiles):
 def test_training_step_runs_with_the_suggestion(values, profiles):
     config = load_config("smoke", **{"num_classes": 4, "batch_size": 2, **values})
     TrainingStep(config, "live")()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_data_set_that_a_notebook_suggests_goes_with_its_overrides(path):
+    """With those of the same line, or else with those of its first code cell."""
+    cells = nbformat.read(path, as_version=4).cells
+    code = next(cell.source for cell in cells if cell.cell_type == "code")
+    own = re.findall(r"^overrides = (\{.*?\})", code, re.MULTILINE)
+    for line in "\n".join(cell.source for cell in cells if cell.cell_type == "markdown").splitlines():
+        for dataset in re.findall(r'`dataset = "(\w+)"`', line):
+            values = [*re.findall(r"`overrides = (\{.*?\})`", line), *own, "{}"]
+            load_config("cpu", dataset, **ast.literal_eval(values[0]))

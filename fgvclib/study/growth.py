@@ -224,6 +224,8 @@ def exponents(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         size, *others = table.columns
         for name in others:
             known = table[[size, name]].dropna().tail(2)
+            if len(known) < 2:  # one size does not grow, as with batch_size = 2
+                continue
             (small, before), (large, after) = known.to_numpy()
             power = np.log(after / before) / np.log(large / small)
             rows.append({"over": size, "what": NAMES.get(name, name), "from": small, "to": large, "exponent": power})
