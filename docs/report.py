@@ -361,7 +361,7 @@ def _recipe(name: str, folder: str, before: list[tuple[str, str]]) -> Iterable[s
     yield markdown([_bounded(name, folder, row, seeds) for row, seeds in rows.items()])
     yield (
         "In points with 95 % intervals, paired by photo and, where there are several seeds, by seed. Rows in which no "
-        "network localises are the profile's."
+        'network localises are the profile\'s. "There" is the profile, or the section that the question names.'
     )
     asked = {f"Do these values help {row}?": ((folder, row), (name, row)) for row in runs}
     for title, other in before:
