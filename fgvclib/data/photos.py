@@ -69,14 +69,14 @@ def _opened(path: Path | str) -> Image.Image:
     return photo
 
 
-_RULES = RLock()
-os.register_at_fork(before=_RULES.acquire, after_in_parent=_RULES.release, after_in_child=_RULES.release)
+RULES = RLock()  # held while warnings are switched off, for all threads; who wants to warn waits for it
+os.register_at_fork(before=RULES.acquire, after_in_parent=RULES.release, after_in_child=RULES.release)
 
 
 @contextmanager
 def _pillows_rules() -> Iterator[None]:
     """Pillow without its own limit and its warnings of damaged EXIF data: both belong to the importing program."""
-    with _RULES, warnings.catch_warnings():
+    with RULES, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

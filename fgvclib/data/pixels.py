@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fgvclib.config import data_root, results_root
-from fgvclib.data.photos import open_photo, upright_size
+from fgvclib.data.photos import RULES, open_photo, upright_size
 from fgvclib.utils.files import atomic_path
 from fgvclib.utils.progress import photo_progress
 
@@ -103,10 +103,10 @@ class Pixels:
         """Read the photo itself, and keep its square."""
         crop = WHOLE if self.crops is None else self.crops[index]
         pixels = np.asarray(to_square(read_photo(self.paths[index], self.cut_bottom), self.size, crop))
-        file = self.file  # which another thread may give up at any time
-        if file is not None:
+        while (file := self.file) is not None:  # which another thread may give up at any time
             try:
                 self._write(file, index, pixels)
+                break
             except OSError as error:
                 self._give_up(file, error)
         return pixels
@@ -140,7 +140,6 @@ class Pixels:
         parts = () if self.crops is None else (self.crops,)
         facts = repr((READER, self.paths, self.size, self.cut_bottom, *parts)).encode()
         name = f"{blake2b(facts, digest_size=12).hexdigest()}-{self.size}px.npy"
-        self.file = None
         while self.places:
             file = self.places.pop(0) / name
             try:
@@ -150,8 +149,9 @@ class Pixels:
                 problem = error
                 continue
             weakref.finalize(self, os.close, self.opened)
-            self.file = file
+            self.file = file  # last: other threads go on with the old one, and come to wait here
             return
+        self.file = None
         _warn(problem)
 
     def _records_start(self, file: Path) -> int:
@@ -175,4 +175,5 @@ def _stamp(path: str) -> bytes:
 
 
 def _warn(error: OSError) -> None:
-    warnings.warn(f"Decoded photos are not kept, so each epoch decodes them anew: {error.strerror}.", stacklevel=3)
+    with RULES:
+        warnings.warn(f"Decoded photos are not kept, so each epoch decodes them anew: {error.strerror}.", stacklevel=3)
