@@ -64,6 +64,7 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     with accelerator.main_process_first():  # the others find the maps on disk
         maps = fixed_maps(model, criterion, splits, config) if criterion else None
     loader, sampler = training_loader(splits.train, config, seed, maps, balanced)
+    check_processes(len(loader), accelerator.num_processes)
     validation_loader = evaluation_loader(splits.validation, config) if len(splits.validation) else []
     identity = run_identity(config, splits, seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
@@ -84,7 +85,6 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
         criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
         if not begun and train_localisation(model, criterion, splits, maps, config, seed):
             save()
-    check_processes(len(loader), accelerator.num_processes)
     prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
     validation_loader = accelerator.prepare(validation_loader)
     for epoch in range(len(history), config.epochs):
