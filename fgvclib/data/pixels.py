@@ -133,9 +133,9 @@ class Pixels:
             file.write(record.tobytes())
 
     def _open(self, problem: OSError | None = None) -> None:
-        """Open the table's file in the next place that has room for it: made, empty and sparse, if none is whole there.
+        """Open the table's file in the next place; a missing file, or one cut short, is made anew, empty and sparse.
 
-        Where there is no such place, there is no file, and a warning names the last `problem`.
+        If no place is left, nothing is kept, and a warning gives the last `problem`.
         """
         parts = () if self.crops is None else (self.crops,)
         facts = repr((READER, self.paths, self.size, self.cut_bottom, *parts)).encode()
