@@ -377,8 +377,7 @@ def _recipe(name: str, folder: str, before: list[tuple[str, str]]) -> Iterable[s
 def _changes(name: str, folder: str, row: tuple[str, list[int]]) -> str:
     """The values of a folder's run that are not those of the same row in `name`."""
     here, there = (_json(_run(place, row[0], row[1][0]) / "metrics.json")["config"] for place in (folder, name))
-    changed = [f"`{key}` {here[key]:g} in place of {there[key]:g}" for key in here if here[key] != there.get(key)]
-    return ", ".join(changed[:-1]) + f" and {changed[-1]}"
+    return ", ".join(f"`{key}` {here[key]} in place of {there[key]}" for key in here if here[key] != there.get(key))
 
 
 def _learnt(name: str, row: str, seeds: list[int]) -> dict[str, str]:
