@@ -22,7 +22,7 @@ from fgvclib.config import PROJECT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-PATIENCE = 120  # seconds for one step on a busy machine; a quiet one needs a few
+PATIENCE = 600  # seconds: a guard against hanging, not a budget; a quiet machine needs a few for a step
 TOKEN = "classroom"
 ICON_FONT = "cdn.jsdelivr.net/npm/@fortawesome"
 

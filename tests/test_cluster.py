@@ -97,19 +97,19 @@ def test_grid_of_one_data_set_ends_with_its_own_tables(grid, tmp_path):
 @needs_snakemake
 def test_killed_grid_is_continued_with_what_is_missing(grid, tmp_path):
     (tmp_path / "slow").touch()
-    process, deadline = grid(), time.monotonic() + 120
+    process, deadline = grid(), time.monotonic() + 600
     while not (tmp_path / "started").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode != 0 and not list((tmp_path / "results").glob("tables-*"))
     done = {path.parent for path in (tmp_path / "results").glob("*/runs/*/metrics.json")}
     before = len(commands(tmp_path))
     (tmp_path / "slow").unlink()
 
     process = grid()
-    told = process.communicate(timeout=300)[0]
+    told = process.communicate(timeout=600)[0]
     assert process.returncode == 0, told
     assert (tmp_path / "results" / "tables-smoke-synthbirds+cub200" / "table3.csv").exists()
     again = [line for line in commands(tmp_path)[before:] if line.startswith("train")]
@@ -128,7 +128,7 @@ def test_killed_grid_is_continued_with_what_is_missing(grid, tmp_path):
     assert "working on" in (tmp_path / "results/smoke-cub200/logs/Baseline-seed4.log").read_text()
 
     process = grid()
-    assert "Nothing to be done" in process.communicate(timeout=120)[0]
+    assert "Nothing to be done" in process.communicate(timeout=600)[0]
     assert commands(tmp_path) == ran
 
 

@@ -156,7 +156,7 @@ def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
 def test_killed_trainings_leave_no_process(tiny, data_folder, tmp_path):
     with two_trainings(tiny, data_folder, tmp_path) as process:
         process.kill()
-        process.communicate(timeout=60)  # until all that could write, photo workers among them, have ended
+        process.communicate(timeout=600)  # until all that could write, photo workers among them, have ended
 
 
 def start_method():
