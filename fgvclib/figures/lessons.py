@@ -61,7 +61,8 @@ def kmax_figure(feature_maps: Tensor, k: int, picture: np.ndarray) -> Figure:
     figure, axes = image_grid(1, 1 + len(feature_maps), side=1.8)
     show_image(axes[0, 0], picture, "the photo")
     for ax, values in zip(axes[0, 1:], feature_maps.detach(), strict=True):
-        best = values.flatten().topk(min(k, values.numel()))
+        k = min(k, values.numel())
+        best = values.flatten().topk(k)
         cells = torch.zeros(values.numel(), dtype=torch.bool).index_fill(0, best.indices, True)
         show_attention(ax, values, f"{k} largest: {best.values.mean():.2f}\nall cells: {values.mean():.2f}")
         outline_cells(ax, cells.view_as(values).numpy(), linewidth=2)
