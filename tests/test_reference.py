@@ -13,10 +13,12 @@ from fgvclib.data import cub200
 from fgvclib.data.photos import open_photo
 from fgvclib.model.system import build_model
 from fgvclib.tools import reference
+from fgvclib.tools.reference import LINK, as_in_notebooks, relinked
 from fgvclib.training.checkpoints import read_checkpoint, save_checkpoint
 from fgvclib.training.runs import ATTNET
 
 PUBLISHED = PROJECT / "results" / "reference"
+COPIES = sorted(PUBLISHED.glob("*/notebooks/*.ipynb"))
 
 
 @pytest.fixture
@@ -37,6 +39,7 @@ def results(tmp_path, monkeypatch):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     (folder / "manifest.json").write_text(json.dumps({"notebooks": {"02_baseline": {}}}))
+    (folder / "notebooks" / "02_baseline.ipynb").write_text(json.dumps({"cells": []}))
     return folder
 
 
@@ -104,18 +107,40 @@ def test_halved_checkpoint_answers_as_the_whole_one(tiny, tmp_path):
 def cells(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     own = [cell for cell in notebook["cells"] if "injected-parameters" not in cell["metadata"].get("tags", [])]
-    return ["".join(cell["source"]) for cell in own]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in own]
 
 
-@pytest.mark.parametrize(
-    "copy", sorted(PUBLISHED.glob("*/notebooks/*.ipynb")), ids=lambda copy: f"{copy.parts[-3]}-{copy.stem}"
-)
+@pytest.mark.parametrize("copy", COPIES, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
 def test_executed_copy_is_of_the_notebook_it_stands_beside(copy):
-    assert cells(copy) == cells(PROJECT / "notebooks" / copy.name), "Execute it again, or remove the copy."
+    beside = {path.name for path in copy.parent.glob("*.ipynb")}
+    wanted = [
+        (kind, relinked(source, beside) if kind == "markdown" else source)
+        for kind, source in cells(PROJECT / "notebooks" / copy.name)
+    ]
+    assert cells(copy) == wanted, "Execute it again, or remove the copy."
+
+
+@pytest.mark.parametrize("copy", COPIES, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
+def test_links_of_an_executed_copy_lead_somewhere(copy):
+    links = [link for kind, source in cells(copy) if kind == "markdown" for link in LINK.findall(source)]
+    own = [link.partition("#")[0] for link in links if not link.startswith(("http", "#"))]
+    assert own and all((copy.parent / link).exists() for link in own)
+
+
+def test_links_of_a_copy_lead_beside_it_or_up_into_the_repository():
+    text = (
+        "[04](04_end_to_end.ipynb#a), [05](05_ablation.ipynb), [data](../data/README.md), [x](https://x.org), f[i](x)"
+    )
+    moved = relinked(text, {"05_ablation.ipynb"})
+    assert moved == (
+        "[04](../../../../notebooks/04_end_to_end.ipynb#a), [05](05_ablation.ipynb), "
+        "[data](../../../../data/README.md), [x](https://x.org), f[i](x)"
+    )
+    assert relinked(moved, {"05_ablation.ipynb"}) == moved and as_in_notebooks(moved) == text
 
 
 def test_executed_copies_show_no_warnings_errors_or_folders_of_a_machine():
-    for copy in PUBLISHED.glob("*/notebooks/*.ipynb"):
+    for copy in COPIES:
         for cell in json.loads(copy.read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", []):
                 assert output["output_type"] != "error" and output.get("name") != "stderr", copy

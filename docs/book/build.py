@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from fgvclib.apps.page import export_page
+from fgvclib.tools.reference import as_in_notebooks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -71,7 +72,7 @@ def _notebook(text: str, name: str, pages: dict) -> str:
     cells = [c for c in notebook["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
     for cell in cells:
         if cell["cell_type"] == "markdown":
-            cell["source"] = _links("".join(cell["source"]), name, pages)
+            cell["source"] = _links(as_in_notebooks("".join(cell["source"])), name, pages)
     return json.dumps(notebook | {"cells": cells})
 
 

@@ -13,9 +13,15 @@ from torch import Tensor
 
 from fgvclib.config import Config
 from fgvclib.data.index import BOX, CROP
-from fgvclib.data.splits import Splits
+from fgvclib.data.splits import Splits, read_dataset
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.geometry import box_to_theta, centre_box, target_box, theta_to_box, widen
+
+
+def can_cut_to_true_boxes(config: Config) -> bool:
+    """Whether every photo of the data set, of training and of test, has the true box that an "oracle" needs."""
+    photos, _ = read_dataset(config)
+    return bool(photos[BOX].notna().all(axis=None))
 
 
 def with_fixed_boxes(splits: Splits, config: Config) -> Splits:

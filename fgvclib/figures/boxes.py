@@ -165,12 +165,11 @@ def _system_panel(figure: Figure, name: str, caption: str) -> Axes:
 def _system_arrows(figure: Figure, axes: Mapping[str, Axes]) -> None:
     style = {"arrowstyle": "-|>", "mutation_scale": 16, "linewidth": 2, "transform": figure.transFigure}
     for first, second in (("image", "small"), ("small", "attention"), ("attention", "mask"), ("box", "crop"),
-                          ("crop", "prediction"), ("prediction", "teacher")):  # fmt: skip
+                          ("crop", "prediction")):  # fmt: skip
         start, end = axes[first].get_position(), axes[second].get_position()
-        height, trained = (start.y0 + start.y1) / 2, second == "teacher"
+        height = (start.y0 + start.y1) / 2
         ends = (start.x1 + 0.007, height), (end.x0 - 0.004, height)
-        look = {"linestyle": "--", "color": "0.35"} if trained else {"color": "0.25"}
-        figure.add_artist(FancyArrowPatch(*ends, **style, **look))
+        figure.add_artist(FancyArrowPatch(*ends, **style, color="0.25"))
 
 
 def _module_frame(figure: Figure, first: Axes, last: Axes, name: str, colour: str, linestyle: str = "none") -> None:

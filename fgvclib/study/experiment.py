@@ -1,6 +1,6 @@
 """What every notebook opens first: a profile on a data set, its seeds, and the folder that its results go to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,16 @@ def read_seeds(seeds: Sequence[int] | int | str) -> list[int]:
     numbers = list(value) if isinstance(value, list | tuple) else [value]
     check_seeds(numbers)
     return numbers
+
+
+def read_names(names: Sequence[str] | str, known: Iterable[str]) -> list[str]:
+    """Names from a list, or from their text, such as "dcl,mmal". Raises ValueError for one that is not known."""
+    known, given = list(known), names.split(",") if isinstance(names, str) else names
+    found = [name.strip() for name in given if name.strip()]
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not known here; choose among {', '.join(known)}.")
+    return found
 
 
 class Experiment:

@@ -4,28 +4,55 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fgvclib.config import Config
+from fgvclib.data.loaders import evaluation_loader
 from fgvclib.model.geometry import crop, widen
 from fgvclib.model.gradients import clip_gradient
-from fgvclib.model.losses import EndToEndLoss
+from fgvclib.model.losses import EndToEndLoss, normalise
 from fgvclib.model.system import EndToEndModel, ModelOutput
+from fgvclib.utils.device import on_default_device
+from fgvclib.utils.progress import progress
 
 Parts = dict[str, dict[str, Tensor]]
 
 
+@torch.no_grad()
+def class_centres(model: EndToEndModel, photos: pd.DataFrame, config: Config) -> Tensor:
+    """Where training draws the embeddings of each class: the mean direction of its photos' (K, d), on the CPU [ELoPE].
+
+    Every class must have a photo in the table. Of a fresh `EmbeddingLoss` the centres are zero, and unit vectors are
+    equally far from zero: without centres it sends no gradient at all.
+    """
+    embeddings, labels = [], []
+    with on_default_device(model) as device:
+        for batch in progress(evaluation_loader(photos, config), "class centres"):
+            embeddings.append(normalise(model(batch["image"].to(device)).embedding).cpu())
+            labels.append(batch["label"])
+    found = torch.cat(embeddings)
+    sums = found.new_zeros(int(photos["label"].max()) + 1, found.shape[1]).index_add(0, torch.cat(labels), found)
+    return normalise(sums)
+
+
 def gradient_parts(
-    model: EndToEndModel, criterion: EndToEndLoss, images: Tensor, labels: Tensor, limit: float | None = None
+    model: EndToEndModel,
+    criterion: EndToEndLoss,
+    images: Tensor,
+    labels: Tensor,
+    teacher_map: Tensor,
+    limit: float | None = None,
 ) -> Parts:
     """Gradients of "classification" (L_CE + lambda L_emb), "attention" and "affine" as if both betas were 1.
 
-    Each part is {"A": (B, 1, n, n), "theta": (B, 4)}, zero where nothing flows. `limit` is the model's
-    `theta_gradient_limit`, or None to see the gradients in full. Modules stay in the mode they are in; training mode
-    moves the running statistics and the class centres, so evaluation mode is what one usually wants.
+    Each part is {"A": (B, 1, n, n), "theta": (B, 4)}, zero where nothing flows. `teacher_map` (B, 1, n, n) is what
+    the model was trained with (`localisation.attention_maps`). `limit` is the model's `theta_gradient_limit`, or None
+    to see the gradients in full. Modules stay in the mode they are in; training mode moves the running statistics and
+    the class centres, so evaluation mode is what one usually wants, with the centres of `class_centres`.
     """
     attention = model.attnet(images).detach().requires_grad_()
     theta = model.affnet(attention)
     cropped = crop(images, widen(clip_gradient(theta, limit), model.crop_margin), model.crop_size)
     output = ModelOutput(*model.classifier(cropped), attention, theta, cropped)
-    terms = criterion(output, labels, model.teacher_map(images))
+    terms = criterion(output, labels, teacher_map)
     losses = {
         "classification": terms["cross_entropy"] + terms["embedding"],
         "attention": terms["attention"],

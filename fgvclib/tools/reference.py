@@ -5,9 +5,11 @@ what made them, boxes found before training among it; of the run that the reposi
 half precision.
 """
 
+import json
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ REFERENCE = PROJECT / "results" / "reference"
 SHIPPED = "End-to-end-seed0"  # what notebooks 00, 06 and 09 show where nothing has been trained yet
 OF_A_RUN = ("metrics.json", "history.csv", "trajectories.csv", "predictions.csv")
 DOCUMENTS = ("README.md", "docs/*.md", "docs/book/*.md")
+LINK = re.compile(r"(?<=\]\()[^)\s]+(?=\))")
+UP = "../../../../"  # from a folder of executed copies to the repository
 
 
 def publish(name: str) -> Path:
@@ -46,12 +50,42 @@ def publish(name: str) -> Path:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+    copies = list((target / "notebooks").glob("*.ipynb"))
+    for path in copies:
+        relink(path, {copy.name for copy in copies})
     for run in finished:
         if (run / ATTNET).exists():
             boxes_alone(run / ATTNET, target / "runs" / run.name / ATTNET)
     if source / "runs" / SHIPPED in finished and "synthbirds" in name:
         halve(source / "runs" / SHIPPED / CHECKPOINT, target / "runs" / SHIPPED / CHECKPOINT)
     return target
+
+
+def relink(copy: Path, beside: Collection[str]) -> None:
+    """Let the links of an executed notebook hold where it lies now; `beside` it are copies of these names."""
+    notebook = json.loads(copy.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = relinked("".join(cell["source"]), beside).splitlines(keepends=True)
+    copy.write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def relinked(text: str, beside: Collection[str]) -> str:
+    """A notebook's markdown for its executed copy: links lead to the copies `beside` it, or up into the repository."""
+
+    def target(match: re.Match) -> str:
+        link = match[0]
+        path = PROJECT / "notebooks" / link.partition("#")[0]
+        if link in beside or not path.exists():
+            return link
+        return UP + (link.removeprefix("../") if link.startswith("../") else f"notebooks/{link}")
+
+    return LINK.sub(target, as_in_notebooks(text))
+
+
+def as_in_notebooks(text: str) -> str:
+    """`relinked`, taken back."""
+    return text.replace(f"]({UP}notebooks/", "](").replace(f"]({UP}", "](../")
 
 
 def halve(checkpoint: Path, copy: Path) -> None:
