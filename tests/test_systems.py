@@ -176,6 +176,20 @@ def test_resumed_training_equals_an_uninterrupted_one(configured, splits, tmp_pa
     assert {"train_total", "train_accuracy", "validation_accuracy"} <= whole[1].keys()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_random_numbers_of_a_step_change_neither_with_workers_nor_where_a_run_was_resumed(
+    workers, tiny, splits, tmp_path
+):
+    config = replace(tiny, system="pmg", epochs=2)
+    whole = list(train_run(config, splits, 0, tmp_path / "whole.pt"))
+    begun = train_run(replace(config, workers=workers), splits, 0, tmp_path / "part.pt")
+    next(begun)
+    begun.close()
+    list(train_run(replace(config, workers=workers), splits, 0, tmp_path / "part.pt"))
+    first, second = (read_checkpoint(tmp_path / name)["model"] for name in ("whole.pt", "part.pt"))
+    assert len(whole) == 2 and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_run_of_a_system_is_scored_loaded_and_used_on_photos(configured, splits, tmp_path):
     run = train_or_load(configured, splits, 0, tmp_path / "run")
     assert 0 <= run.metrics["accuracy"] <= 1 and len(run.predictions) == len(splits.test)

@@ -96,6 +96,20 @@ def test_middle_outweighs_the_border_whatever_sign_the_axis_has():
         assert response[3, 3] > 0 > response[0, 0]
 
 
+@pytest.mark.parametrize("side", [3, 4, 5])
+def test_middle_outweighs_the_border_of_the_smallest_maps(side):
+    blob = torch.zeros(4, 1, side, side)
+    blob[..., side // 2, side // 2] = 1
+    for features in (blob, -blob):
+        mean, axis = principal_component([features])
+        assert ((features[0, 0] - mean) * axis)[side // 2, side // 2] > 0
+
+
+def test_maps_without_a_middle_have_no_component():
+    with pytest.raises(ValueError, match="2x2 cells.*raise teacher_size"):
+        principal_component([torch.rand(4, 1, 2, 2)])
+
+
 def test_component_knows_the_training_photos_alone(config, splits):
     """Another training table has another component, kept apart; the features of its photos are not computed again."""
     config = replace(config, teacher_mean="ddt")

@@ -147,6 +147,9 @@ def _loader(dataset: Dataset, config: Config, **options) -> DataLoader:
         config.batch_size,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
+        # Else it takes its seed from the training's random numbers, which must not change with the number of workers,
+        # nor where a run is resumed.
+        generator=torch.Generator(),
         worker_init_fn=keep_socket_names_short,
         pin_memory=torch.cuda.is_available(),
         **options,

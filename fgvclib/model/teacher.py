@@ -168,6 +168,7 @@ def principal_component(batches: Iterable[Tensor]) -> Tensor:
     Deep descriptor transforming (Wei et al., "Unsupervised object discovery and co-localization by deep descriptor
     transforming", 2017): what photos have in common varies most between its cells and the others. An axis has no sign;
     here the middle of the maps, half as wide and high, outweighs the border (ours). One pass, in double precision.
+    Raises ValueError for maps below 3x3 cells.
     """
     places = products = cells = 0
     for features in batches:
@@ -180,8 +181,11 @@ def principal_component(batches: Iterable[Tensor]) -> Tensor:
     axis = torch.linalg.eigh(products / cells - torch.outer(mean, mean)).eigenvectors[:, -1]
     response = torch.tensordot(axis, places, dims=1)  # (h, w)
     h, w = response.shape
+    if min(h, w) < 3:
+        raise ValueError(f"The teacher's maps have {h}x{w} cells, of which none is in the middle; raise teacher_size.")
+    above, beside = max(1, h // 4), max(1, w // 4)
     middle = torch.zeros_like(response, dtype=torch.bool)
-    middle[h // 4 : h - h // 4, w // 4 : w - w // 4] = True
+    middle[above : h - above, beside : w - beside] = True
     if response[middle].mean() < response[~middle].mean():
         axis = -axis
     return torch.stack([mean, axis]).float()
