@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from fgvclib.training import loop
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.training.loop import build_loss, train, train_localisation
 from fgvclib.training.runs import train_or_load
+from fgvclib.utils.files import locked
 
 
 @pytest.fixture
@@ -192,6 +195,22 @@ def test_fixed_teacher_does_not_follow_the_live_network(tiny):
         for parameter in live.parameters():
             parameter.zero_()
     assert torch.equal(teacher(live, images), before) and before.amax() == 1 and before.amin() == 0
+
+
+def test_second_process_says_that_it_waits(config, splits, monkeypatch):
+    wanted, said = threading.Event(), []
+
+    def say(line, **_):
+        said.append(line)
+        wanted.set()
+
+    monkeypatch.setattr(module, "print", say, raising=False)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(module._folder(config) / ".lock"):
+            maps = pool.submit(teacher_maps, splits.test, config)
+            assert wanted.wait(60)
+        assert len(maps.result()) == len(splits.test)
+    assert said == ["teacher maps: another process is computing some; waiting for it."]
 
 
 def test_maps_are_computed_once(config, splits, monkeypatch):
