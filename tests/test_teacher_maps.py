@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -315,6 +316,33 @@ def test_what_was_learnt_alone_survives_an_interrupt_in_the_first_epoch(config, 
     list(train(config, splits, 0, tmp_path / "uninterrupted.pt"))
     first, second = (read_checkpoint(path)["model"] for path in (resumed, tmp_path / "uninterrupted.pt"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_minutes_of_a_run_hold_the_maps_and_the_epochs_alone_also_after_an_interrupt(
+    config, splits, tmp_path, monkeypatch
+):
+    clock, path = [0.0], tmp_path / "checkpoint.pt"
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def taking(minutes, name):
+        real = getattr(loop, name)
+
+        def slow(*arguments):
+            clock[0] += 60 * minutes
+            return real(*arguments)
+
+        return name, slow
+
+    config = replace(config, localisation_epochs=1, epochs=1)
+    monkeypatch.setattr(loop, *taking(10, "train_localisation"))
+    monkeypatch.setattr(loop, *taking(1, "train_one_epoch"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, *taking(5, "fixed_maps"))
+        patch.setattr(loop, "train_one_epoch", _interrupt)
+        list(train(config, splits, 0, path))
+    assert read_checkpoint(path)["provenance"]["minutes"] == 15
+    list(train(config, splits, 0, path))
+    assert read_checkpoint(path)["provenance"]["minutes"] == 16
 
 
 def _interrupt(*args):
