@@ -12,6 +12,7 @@ from typing import Any
 
 LONGEST_SOCKET_NAME, SOCKET_NAME_ENDS = 103, 40  # bytes that macOS allows (Linux: 107), and what Python appends
 BUSY = "FGVC_BUSY"  # environment variable: the lock file that trainings beside a notebook hold until they end
+GRACE_SECONDS = 20  # for a stopped training to save
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # of NFS, Lustre, FUSE
 
 
