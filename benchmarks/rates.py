@@ -6,7 +6,7 @@ A training is that of `fgvc train --set learning_rate=…`, in the same folder: 
 interrupted search goes on where it stopped. `rates.csv`, in the results folder of the profile, has a line for each
 system, rate and seed: the best validation accuracy in [0, 1], the first epoch that had it, and the accuracy after the
 last epoch, with whose weights a run is scored. Where the training diverged, the epoch is 0 and both accuracies are
-missing. The test split is looked at afterwards, for the chosen rate alone.
+missing. The test split is looked at afterwards, for the chosen rate alone (of ELoPE and the Baseline under it).
 """
 
 import argparse
@@ -17,13 +17,12 @@ import pandas as pd
 
 from fgvclib.config import DATASETS, PROFILES
 from fgvclib.study.experiment import Experiment
-from fgvclib.study.table3 import own_rates
+from fgvclib.study.table3 import own_rates, searched_rates
 from fgvclib.systems import TRAINED_AS
 from fgvclib.training.loop import NonFiniteLoss
 from fgvclib.utils.files import lock_path, locked
 from fgvclib.utils.literal import literal
 
-FACTORS = (1 / 3, 1, 3)
 KEYS = ["system", "learning_rate", "seed"]
 DIVERGED = {"best_accuracy": math.nan, "epoch": 0, "last_accuracy": math.nan}
 
@@ -39,10 +38,11 @@ def main() -> None:
     overrides = {key: literal(text) for key, _, text in (item.partition("=") for item in options.set)}
     try:
         table = search(options.systems, options.profile, options.dataset, options.seed, overrides)
+        print(table.to_string(index=False))
+        base = Experiment(options.profile, options.dataset, options.seed, overrides)
+        score(table[table["system"].isin(options.systems)], base)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(table.to_string(index=False))
-    score(table[table["system"].isin(options.systems)], Experiment(options.profile, options.dataset, 0, overrides))
 
 
 def search(
@@ -67,7 +67,7 @@ def search(
         raise ValueError(f"The {profile} profile sets no validation part aside; give --set validation_fraction=0.1.")
     path = base.folder / "rates.csv"
     for system in systems:
-        for rate in rates(base.config.learning_rate):
+        for rate in searched_rates(base.config.learning_rate):
             try:
                 found = best(base.with_values(learning_rate=rate).run(system, seed, announce, scored=False).history)
             except NonFiniteLoss as error:  # an answer of the search, and no reason to leave the other rates untried
@@ -81,15 +81,10 @@ def search(
 
 
 def score(searched: pd.DataFrame, base: Experiment, announce: Callable[[str], None] = print) -> None:
-    """Score the run of each system's own rate on the test split, for notebook 07; nothing is trained."""
-    for seed, of_seed in searched.groupby("seed"):
-        for system, rate in own_rates(of_seed, base.config.learning_rate).items():
-            base.with_values(learning_rate=rate).run(system, int(seed), announce)
-
-
-def rates(common: float) -> list[float]:
-    """The three learning rates, with three digits, so that `--set learning_rate=0.00333` names the same folder."""
-    return [common if factor == 1 else float(f"{common * factor:.3g}") for factor in FACTORS]
+    """Score the run of each system's own rate, with the seed of `base`, on the test split; nothing is trained."""
+    of_seed = searched[searched["seed"] == base.seeds[0]]
+    for system, rate in own_rates(of_seed, base.config.learning_rate).items():
+        base.with_values(learning_rate=rate).run(system, announce=announce)
 
 
 def best(history: pd.DataFrame) -> dict[str, float]:

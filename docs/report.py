@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fgvclib.study import bounds, boxes, table2
-from fgvclib.study.intervals import Difference, crossed_difference
+from fgvclib.study.intervals import Difference, crossed_difference, hits
 from fgvclib.study.table3 import RIVALS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,14 +188,8 @@ def _paired(
     first: tuple[str, str], second: tuple[str, str], seeds: list[int], level: float | None = None
 ) -> Difference:
     """As `difference`, of the first (folder, row) minus the second."""
-    return crossed_difference(*(np.stack([_hits(*run, seed, level) for seed in seeds]) for run in (first, second)))
-
-
-def _hits(name: str, row: str, seed: int, level: float | None) -> np.ndarray:
-    """For every test photo 100 or 0: whether it is recognised or, with a level, its box has at least that IoU."""
-    table = pd.read_csv(_run(name, row, seed) / "predictions.csv").sort_values("image_id")
-    hits = table["prediction"] == table["label"] if level is None else table["iou"] >= level
-    return 100.0 * hits.to_numpy()
+    runs = ([pd.read_csv(_run(*row, seed) / "predictions.csv") for seed in seeds] for row in (first, second))
+    return crossed_difference(*(np.stack([hits(table, level) for table in tables]) for tables in runs))
 
 
 def shared_seeds(runs: Mapping[str, Mapping], first: str, second: str) -> list[int]:

@@ -5,8 +5,6 @@ The names below are imported on first use, so that `fgvc --help` need not wait f
 
 from importlib import import_module
 
-from fgvclib._moved import keep_old_names
-
 __version__ = "0.2.0"
 
 _HOMES = {
@@ -28,12 +26,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 
-keep_old_names()
-
-
 def __getattr__(name: str):
-    if name == "synthbirds":  # a package of its own since 0.2
-        return import_module("synthbirds")
     if name not in _HOME:
         raise AttributeError(f"module 'fgvclib' has no name {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f"fgvclib.{_HOME[name]}"), name)

@@ -106,7 +106,7 @@ class Config:
     lr_drops: CountOrZero = 2  # equally spaced: after 30 and 60 of 90 epochs
     momentum: Share = 0.9
     weight_decay: Real = 1e-3  # [ELoPE]
-    decay_w_tau_and_theta_bias: bool = False  # the paper is silent; decay alone would draw the crop to a point (ours)
+    decay_w_tau_and_theta_bias: bool = False  # the paper is silent; decay alone would take a third off the crop (ours)
     precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass; AffNet and the losses stay in fp32
     workers: CountOrZero = 8
 

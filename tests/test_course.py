@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import alive, until
 
 from fgvclib.config import PROJECT
 from fgvclib.model.affnet import AffNet
@@ -490,6 +491,31 @@ def _with_output(source, exercise, output):
         if cell.metadata.get("exercise") == exercise:
             cell.outputs = [output]
     return source
+
+
+STUBBORN = """
+import os, subprocess, sys, time
+pids = [os.getpid(), os.getppid(), subprocess.Popen([sys.executable, "-c", "import time; time.sleep(900)"]).pid]
+open({path!r}, "w").write(" ".join(map(str, pids)))
+while True:
+    try:
+        time.sleep(900)
+    except BaseException:
+        pass
+"""
+
+
+def test_cell_that_ignores_its_interrupt_ends_with_all_it_has_started(tmp_path, monkeypatch):
+    """The verdict before it counts; what comes after it was not reached."""
+    monkeypatch.setattr(course, "CELL_SECONDS", 1)
+    monkeypatch.setattr(course, "START_SECONDS", 20)
+    right = f"display({{{course.VERDICT!r}: {{'passed': True, 'message': 'Right.'}}}}, raw=True)"
+    sources = (right, STUBBORN.format(path=str(tmp_path / "pids")), right)
+    executed = course._execute(notebook(*(("code", source) for source in sources)))
+    first, _, last = (course._verdict(cell.outputs) for cell in executed.cells)
+    assert first["passed"] and last["message"].startswith("The check was not reached")
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    until(lambda: not any(map(alive, pids)))
 
 
 @pytest.mark.parametrize("path", INSTRUCTOR, ids=lambda path: path.stem)

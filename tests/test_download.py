@@ -9,9 +9,11 @@ import os
 import shutil
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import filelock._unix
 import pytest
 import tiny_datasets as tiny_copies
 
@@ -20,6 +22,7 @@ from fgvclib.data import aircraft, cub200, download
 from fgvclib.data.download import NotObtained, obtain
 from fgvclib.data.splits import verify_dataset
 from fgvclib.tools.cli import main
+from fgvclib.utils.files import locked
 
 CONTENT = bytes(range(256)) * 4000  # about a MB: more than sockets hold back
 
@@ -231,6 +234,44 @@ def test_data_set_is_downloaded_checked_and_not_downloaded_again(published, root
         assert "3 classes, 12 training and 6 test photos, 18 with a true box; every photo can be read" in said
     assert len(server.asked) == 2  # both in the first run
     assert {path.name for path in root.iterdir() if not path.name.startswith(".")} == {folder, module.ARCHIVE.name}
+
+
+def test_second_process_says_that_it_waits_and_takes_the_first_ones_copy(published, root, server, monkeypatch):
+    module, name, folder = published
+    taken, wanted, said = threading.Event(), threading.Event(), []
+
+    def other():
+        with locked(root / f".{module.ARCHIVE.name}.lock"):
+            taken.set()
+            assert wanted.wait(60)
+            download.unpack(saved, root / folder, module.ARCHIVE.marker)
+
+    def say(line, **_):
+        said.append(line)
+        wanted.set()
+
+    saved = root / module.ARCHIVE.name
+    saved.write_bytes(server.content)
+    monkeypatch.setattr(download, "print", say, raising=False)
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(other)
+        assert taken.wait(60)
+        assert obtain(module.ARCHIVE, root / folder) == root / folder
+        holder.result()
+    assert said == [f"{name}: another process is downloading or unpacking it; waiting for its result."]
+
+
+def test_data_root_without_locks_is_refused(published, root, server, monkeypatch):
+    """A lock of another kind would outlive a process that is killed."""
+    module, name, folder = published
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock._unix, "lock_fd_nonblocking", refuse)
+    with pytest.raises(NotObtained, match=r"without locks \(No locks available\); name a folder .* FGVC_DATA. By hand"):
+        obtain(module.ARCHIVE, root / folder)
+    assert server.asked == []
 
 
 def test_archive_saved_by_hand_is_used(published, root, server):

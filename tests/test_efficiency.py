@@ -105,7 +105,9 @@ def test_timed_step_is_the_one_of_the_training_loop(tiny, teacher):
 def test_step_of_the_photos_recipe_can_be_timed(tiny):
     """Its teacher never changes and knows no live form: ddt needs statistics, and AttNet learns alone first."""
     kind = {key: PHOTOS.values()[key] for key in ("teacher_weights", "teacher_layer", "teacher_mean", "box_component")}
-    efficiency.TrainingStep(replace(tiny, **kind, box_upsample=4, localisation_epochs=6), "live")()
+    step = efficiency.TrainingStep(replace(tiny, **kind, box_upsample=4, localisation_epochs=6), "live")
+    step()
+    assert step.optimiser.state and torch.isfinite(step.loss().detach())
 
 
 def test_many_steps_on_noise_stay_finite(tiny):

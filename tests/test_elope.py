@@ -32,7 +32,7 @@ from fgvclib.study.table3 import cost
 from fgvclib.training import runs
 from fgvclib.training.checkpoints import read_checkpoint, save_checkpoint
 from fgvclib.training.identity import data_checksums
-from fgvclib.utils.provenance import FRESH
+from fgvclib.utils.provenance import FRESH, ask_for_fresh_runs
 
 EPOCHS = elope.EPOCHS
 
@@ -290,6 +290,14 @@ def test_boxes_of_another_baseline_are_refused(copy, done):
     assert len(str(refusal.value).splitlines()) == 1
 
 
+def test_baseline_without_its_weights_is_refused_with_a_sentence(copy):
+    """As it is copied from the committed runs."""
+    shutil.rmtree(copy.run_folder("ELoPE"))
+    (copy.run_folder("Baseline") / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=rf"checkpoint.pt is missing.*; delete {copy.run_folder('Baseline')} to train"):
+        copy.run("ELoPE")
+
+
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_boxes_belong_to_the_run(finished, part):
     run = finished[0].run("ELoPE")
@@ -298,16 +306,24 @@ def test_boxes_belong_to_the_run(finished, part):
     assert [name for name in before if before[name] != after[name]] == ["boxes"]
 
 
-def test_fresh_run_has_fresh_boxes(copy, monkeypatch):
+@pytest.mark.parametrize(
+    "named, replaced",
+    [([], ["Baseline", "ELoPE"]), (["ELoPE"], ["ELoPE"]), (["ELoPE", "Baseline"], ["Baseline", "ELoPE"])],
+)
+def test_fresh_run_has_fresh_boxes_and_the_baseline_that_is_there(copy, monkeypatch, named, replaced):
+    """A Baseline that was named, too, is made anew before, in whatever order."""
     folder = copy.run_folder("ELoPE")
     old = time.time() - 100
     for path in copy.folder.rglob("*.*"):
         os.utime(path, (old, old))
-    monkeypatch.setenv(FRESH, str(time.time() - 50))
-    copy.run("ELoPE")
-    (aside,) = (copy.folder / "runs" / "replaced").glob("ELoPE-*")
+    monkeypatch.setenv(FRESH, "0")  # to be set back
+    ask_for_fresh_runs(copy.run_folder(row).name for row in named)
+    for row in named or ["ELoPE"]:
+        copy.run(row)
+    aside = {path.name.partition("-seed0-")[0]: path for path in (copy.folder / "runs" / "replaced").iterdir()}
+    assert sorted(aside) == replaced
     for name in ("attnet.pt", "checkpoint.pt", "metrics.json"):
-        assert (aside / name).stat().st_mtime < old + 1 and (folder / name).stat().st_mtime > old + 50
+        assert (aside["ELoPE"] / name).stat().st_mtime < old + 1 and (folder / name).stat().st_mtime > old + 50
 
 
 def test_attnets_boxes_are_for_their_row_alone(config, splits):

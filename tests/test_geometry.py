@@ -15,6 +15,7 @@ from fgvclib.model.geometry import (
     crop,
     largest_component,
     min_max_normalise,
+    nested,
     target_box,
     theta_to_box,
     widen,
@@ -38,6 +39,19 @@ def loop_box(attention: np.ndarray, threshold: float) -> list[float]:
 
 
 # --- boxes and theta
+
+
+def test_box_of_a_crop_is_found_in_the_photo():
+    inner, outer = torch.tensor([[[0.5, 0, 1, 0.25], [0, 0, 1, 1]]]), torch.tensor([[0.5, 0.25, 1, 0.75]])
+    assert nested(inner, outer[:, None]).tolist() == [[[0.75, 0.25, 1, 0.375], [0.5, 0.25, 1, 0.75]]]
+    inner, outer = random_boxes(10), random_boxes(10, seed=1)
+    photos = theta_to_box(compose(box_to_theta(outer), box_to_theta(inner)))
+    torch.testing.assert_close(nested(inner, outer), photos)
+
+
+def compose(outer, inner):
+    """theta (N, 4) of a crop of a crop: x = s (s' x' + t') + t."""
+    return torch.cat([outer[:, :2] * inner[:, :2], outer[:, :2] * inner[:, 2:] + outer[:, 2:]], dim=1)
 
 
 def test_box_to_theta_and_back_is_the_identity():

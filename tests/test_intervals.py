@@ -1,15 +1,22 @@
 """Paired differences: against numbers worked out by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from fgvclib.study.intervals import Difference, crossed_difference
+from fgvclib.study.intervals import Difference, crossed_difference, hits
 
 
 def test_difference_is_told_apart_where_its_interval_leaves_zero_out():
     assert str(Difference(3.0, 6.57)) == "+3.0 ± 6.6, not told apart"
     assert str(Difference(-3.0, 2.0)) == "-3.0 ± 2.0"
+
+
+def test_photos_are_hit_in_the_order_of_their_ids_by_class_or_by_box():
+    columns = {"image_id": [3, 1, 2], "label": [0, 1, 2], "prediction": [0, 1, 0], "iou": [0.5, np.nan, 0.7]}
+    assert hits(pd.DataFrame(columns)).tolist() == [100, 0, 100]
+    assert hits(pd.DataFrame(columns), 0.5).tolist() == [0, 100, 100]
 
 
 def test_seeds_that_agree_on_every_photo_leave_the_photos_interval():

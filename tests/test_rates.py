@@ -11,7 +11,7 @@ from fgvclib.config import PROJECT, load_config, results_folder
 from fgvclib.study import elope
 from fgvclib.study.experiment import Experiment
 from fgvclib.study.intervals import run_difference
-from fgvclib.study.table3 import own_recipes
+from fgvclib.study.table3 import own_recipes, searched_rates
 from fgvclib.training import loop, runs
 
 rates = runpy.run_path(PROJECT / "benchmarks" / "rates.py")
@@ -33,6 +33,10 @@ def history(overrides, rate, system="finetune"):
     folder = results_folder(load_config("smoke", "synthbirds", **overrides | {"learning_rate": rate}))
     with (folder / "runs" / f"{system}-seed0" / "history.csv").open() as file:
         return [float(line["validation_accuracy"]) for line in csv.DictReader(file)]
+
+
+def as_options(overrides):
+    return [text for key, value in overrides.items() for text in ("--set", f"{key}={value}")]
 
 
 def search(overrides, *systems):
@@ -76,8 +80,38 @@ def test_run_of_the_chosen_rate_alone_is_scored(overrides, monkeypatch):
     rates["score"](table, base, lambda text: None)
     recipes = own_recipes(table, base)
     assert recipes.empty  # the common rate has no scores yet
+    assert own_recipes(table.head(1), base).empty  # a search that is not over
     scored = [base.with_values(learning_rate=rate).has_run("finetune") for rate in table["learning_rate"]]
     assert scored == [False, False, True]
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.003, 0.009])
+def test_search_of_another_seed_that_is_not_over_is_neither_scored_nor_in_the_way(overrides, monkeypatch, rate):
+    overrides |= {"epochs": 1}
+    base = Experiment("smoke", "synthbirds", [0, 1], overrides)
+    begun = base.with_values(learning_rate=rate)
+    accuracy = begun.run("finetune", 1, scored=False).history["validation_accuracy"].iloc[-1]
+    line = {"system": "finetune", "learning_rate": rate, "seed": 1, "last_accuracy": accuracy}
+    base.save_table(pd.DataFrame([line]), "rates")
+    monkeypatch.setattr(sys, "argv", ["rates.py", "--profile", "smoke", *as_options(overrides), "finetune"])
+    rates["main"]()
+    found = [base.with_values(learning_rate=rate) for rate in (0.001, 0.003, 0.009)]
+    assert [experiment.has_run("finetune", 1) for experiment in found] == [False] * 3
+    assert sum(experiment.has_run("finetune", 0) for experiment in found) == 1
+
+
+def test_trouble_while_scoring_is_told_in_a_sentence(overrides, monkeypatch, capsys):
+    """As on a full disk."""
+    overrides |= {"epochs": 1}
+
+    def predict(*_):
+        raise OSError("No space left on device.")
+
+    monkeypatch.setattr(runs, "_predict_test", predict)
+    monkeypatch.setattr(sys, "argv", ["rates.py", "--profile", "smoke", *as_options(overrides), "finetune"])
+    with pytest.raises(SystemExit) as end:
+        rates["main"]()
+    assert end.value.code == 2 and "No space left on device." in capsys.readouterr().err
 
 
 def test_recipes_are_compared_with_the_classifier_of_the_same_recipe(overrides):
@@ -138,7 +172,7 @@ def test_first_of_equal_epochs_is_named():
 
 
 def test_rates_are_a_third_and_three_times_the_profiles():
-    assert rates["rates"](0.01) == [0.00333, 0.01, 0.03] and rates["rates"](0.12345)[1] == 0.12345
+    assert searched_rates(0.01) == [0.00333, 0.01, 0.03] and searched_rates(0.12345)[1] == 0.12345
 
 
 @pytest.mark.parametrize(
@@ -150,9 +184,8 @@ def test_rates_are_a_third_and_three_times_the_profiles():
     ],
 )
 def test_what_cannot_be_searched_is_told_before_anything_is_trained(overrides, arguments, told, monkeypatch, capsys):
-    options = [text for key, value in overrides.items() for text in ("--set", f"{key}={value}")]
     monkeypatch.setattr(runs, "train", fail)
-    monkeypatch.setattr(sys, "argv", ["rates.py", "--profile", "smoke", *options, *arguments])
+    monkeypatch.setattr(sys, "argv", ["rates.py", "--profile", "smoke", *as_options(overrides), *arguments])
     with pytest.raises(SystemExit) as end:
         rates["main"]()
     assert end.value.code == 2 and told in capsys.readouterr().err

@@ -15,8 +15,8 @@ from pathlib import Path
 from textwrap import indent
 
 import nbformat
-import psutil
 import pytest
+from processes import alive, until
 
 from fgvclib import config
 from fgvclib.config import load_config, results_folder
@@ -434,20 +434,6 @@ def running(notebooks, tmp_path):
     yield process, int(pid.read_text())
     process.kill()
     process.communicate()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_interrupt_lets_the_cell_save_and_says_how_to_go_on(running):

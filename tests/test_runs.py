@@ -148,7 +148,9 @@ def test_half_finished_run_of_another_configuration_is_refused_and_left_alone(ti
 
 @pytest.mark.parametrize("change", [{"workers": 3}, {"cut_banner": False}, {"setting2_embedding_dim": 7}], ids=str)
 def test_run_is_reused_where_what_changed_has_no_effect_on_it(tiny, splits, copy, change):
+    made = (copy / "checkpoint.pt").stat().st_mtime_ns
     train_or_load(replace(tiny, **change), splits, 0, copy, announce=pytest.fail)
+    assert (copy / "checkpoint.pt").stat().st_mtime_ns == made
 
 
 @pytest.mark.parametrize("weight, told", [(0.0, []), (16.0, ["localisation_epochs: 20 there, 0 now"])])
@@ -418,7 +420,9 @@ def test_damaged_metrics_are_refused_with_a_sentence(tiny, splits, copy):
 
 def test_run_is_reused_when_only_table_1_would_be_trained_longer(tiny, splits, copy):
     longer = replace(tiny, table1_steps=tiny.table1_steps + 1)
+    made = (copy / "checkpoint.pt").stat().st_mtime_ns
     train_or_load(longer, splits, 0, copy, announce=pytest.fail)
+    assert (copy / "checkpoint.pt").stat().st_mtime_ns == made
 
 
 # --- other processes, interruption, leftovers

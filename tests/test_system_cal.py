@@ -1,5 +1,6 @@
 """CAL and WS-DAN: pooling, counterfactual, crops, drops and centres, against loops."""
 
+import json
 import math
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 from fgvclib.study.experiment import Experiment
 from fgvclib.systems.cal import CAL, WSDAN, CALOneLook, draw, draw_maps, marked, marked_box, pool
+from fgvclib.tools.cli import main
 from fgvclib.training import loop
 from fgvclib.training.checkpoints import read_checkpoint, weights_checksum
+from fgvclib.utils.provenance import FRESH
 
 BACKBONE = "efficientnet_lite0.pypi"
 CLASSES = 3
@@ -177,3 +180,20 @@ def test_one_look_takes_the_weights_of_cal_as_it_trains_alike(tiny, data_folder,
     assert read_checkpoint(taken.checkpoint)["provenance"]["trained_as"] == "cal-seed0"
     before = taken.checkpoint.stat().st_mtime_ns
     assert after.run("cal-one-look").checkpoint.stat().st_mtime_ns == before
+
+
+def test_fresh_one_look_takes_the_weights_of_the_cal_that_is_there(tiny, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FGVC_DATA", str(data_folder))
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
+    monkeypatch.setenv(FRESH, "0")  # to be set back
+    overrides = tiny.changes() | {"epochs": 1}
+    experiment = Experiment("smoke", "synthbirds", 0, overrides)
+    cal, old = experiment.run("cal"), experiment.run("cal-one-look")
+    made = [run.checkpoint.stat().st_mtime_ns for run in (cal, old)]
+    monkeypatch.setattr(loop, "train_one_epoch", None)
+    options = [f"--set={key}={json.dumps(value)}" for key, value in overrides.items()]
+    assert main(["train", "--profile", "smoke", *options, "--system", "cal-one-look", "--fresh"]) == 0
+    assert cal.checkpoint.stat().st_mtime_ns == made[0] and old.checkpoint.stat().st_mtime_ns > made[1]
+    assert read_checkpoint(old.checkpoint)["provenance"]["trained_as"] == "cal-seed0"
+    (aside,) = (experiment.folder / "runs" / "replaced").iterdir()
+    assert aside.name.startswith("cal-one-look-seed0-") and (aside / "checkpoint.pt").stat().st_mtime_ns == made[1]

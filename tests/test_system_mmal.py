@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fgvclib.systems.mmal import BIRDS, MMAL, VEHICLES, active_windows, halved, object_box, slide
-from fgvclib.systems.windows import activation, best_windows, cut, nested
+from fgvclib.systems.windows import activation, best_windows, cut
 
 BACKBONE = "efficientnet_lite0.pypi"
 
@@ -132,10 +132,7 @@ def test_activation_is_a_sum_and_the_root_mean_square_of_signed_maps():
     assert activation(torch.tensor([3.0, -4.0]).view(1, 2, 1, 1)).item() == pytest.approx(math.sqrt(12.5))
 
 
-def test_windows_of_the_object_are_cut_from_the_photo():
-    inner, outer = torch.tensor([[[0.5, 0, 1, 0.25], [0, 0, 1, 1]]]), torch.tensor([[0.5, 0.25, 1, 0.75]])
-    boxes = nested(inner, outer)
-    assert boxes.tolist() == [[[0.75, 0.25, 1, 0.375], [0.5, 0.25, 1, 0.75]]]
+def test_windows_are_cut_from_the_photo():
     photos = torch.arange(2 * 3 * 64.0).view(2, 3, 8, 8)
     cuts = cut(photos, torch.tensor([[0.0, 0, 0.5, 0.5], [0.5, 0.25, 1, 0.75]]).expand(2, 2, 4), 4)
     for photo in range(2):

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +27,7 @@ from fgvclib.training import loop
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.training.loop import build_loss, train, train_localisation
 from fgvclib.training.runs import train_or_load
+from fgvclib.utils.files import locked
 
 
 @pytest.fixture
@@ -208,6 +212,22 @@ def test_fixed_teacher_does_not_follow_the_live_network(tiny):
     assert torch.equal(teacher(live, images), before) and before.amax() == 1 and before.amin() == 0
 
 
+def test_second_process_says_that_it_waits(config, splits, monkeypatch):
+    wanted, said = threading.Event(), []
+
+    def say(line, **_):
+        said.append(line)
+        wanted.set()
+
+    monkeypatch.setattr(module, "print", say, raising=False)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(module._folder(config) / ".lock"):
+            maps = pool.submit(teacher_maps, splits.test, config)
+            assert wanted.wait(60)
+        assert len(maps.result()) == len(splits.test)
+    assert said == ["teacher maps: another process is computing some; waiting for it."]
+
+
 def test_maps_are_computed_once(config, splits, monkeypatch):
     first = teacher_maps(splits.train, config)
     monkeypatch.setattr(module, "_compute", None)  # a second computation would fail
@@ -310,6 +330,33 @@ def test_what_was_learnt_alone_survives_an_interrupt_in_the_first_epoch(config, 
     list(train(config, splits, 0, tmp_path / "uninterrupted.pt"))
     first, second = (read_checkpoint(path)["model"] for path in (resumed, tmp_path / "uninterrupted.pt"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_minutes_of_a_run_hold_the_maps_and_the_epochs_alone_also_after_an_interrupt(
+    config, splits, tmp_path, monkeypatch
+):
+    clock, path = [0.0], tmp_path / "checkpoint.pt"
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def taking(minutes, name):
+        real = getattr(loop, name)
+
+        def slow(*arguments):
+            clock[0] += 60 * minutes
+            return real(*arguments)
+
+        return name, slow
+
+    config = replace(config, localisation_epochs=1, epochs=1)
+    monkeypatch.setattr(loop, *taking(10, "train_localisation"))
+    monkeypatch.setattr(loop, *taking(1, "train_one_epoch"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, *taking(5, "fixed_maps"))
+        patch.setattr(loop, "train_one_epoch", _interrupt)
+        list(train(config, splits, 0, path))
+    assert read_checkpoint(path)["provenance"]["minutes"] == 15
+    list(train(config, splits, 0, path))
+    assert read_checkpoint(path)["provenance"]["minutes"] == 16
 
 
 def _interrupt(*args):

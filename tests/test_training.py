@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from fgvclib.config import PROJECT, load_config
 from fgvclib.model.system import build_model
 from fgvclib.study.experiment import Experiment
 from fgvclib.tools.cli import main
 from fgvclib.training import loop
 from fgvclib.training.checkpoints import read_checkpoint
-from fgvclib.training.loop import NonFiniteLoss, build_optimiser, train, watched_boxes
+from fgvclib.training.loop import NonFiniteLoss, build_optimiser, build_schedule, train, watched_boxes
 from fgvclib.training.runs import describe_epoch
 
 
@@ -224,6 +225,20 @@ def test_weight_decay_spares_the_threshold_and_the_first_theta(tiny, decays):
     theta = model.affnet.eval()(torch.rand(2, 1, 14, 14))
     assert theta[0].tolist() == pytest.approx([shrunk, shrunk, 0, 0], rel=1e-5)
     assert model.affnet.preprocess.w_tau.item() == pytest.approx(0.3 * shrunk, rel=1e-5)
+
+
+def test_decay_alone_would_shrink_the_crop_as_the_deviations_say():
+    config = load_config("paper", "cub200")
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], config.localisation_learning_rate)
+    schedule, state = build_schedule(optimiser, config), np.array([1.0, 0.0])  # the parameter and its buffer
+    for _ in range(config.epochs):
+        (rate,), decay = schedule.get_last_lr(), config.weight_decay
+        step = np.array([[1 - rate * decay, -rate * config.momentum], [decay, config.momentum]])
+        state = np.linalg.matrix_power(step, 5994 // config.batch_size) @ state
+        optimiser.step()
+        schedule.step()
+    told = f"decay alone would take the scale from 1 to {state[0]:.2f} and w_τ from 0.30 to {0.3 * state[0]:.2f}"
+    assert told in (PROJECT / "docs" / "deviations.md").read_text(encoding="utf-8")
 
 
 def test_without_validation_part_all_photos_train_and_its_scores_are_missing(tiny, splits, tmp_path):

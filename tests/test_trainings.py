@@ -12,8 +12,10 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
+from processes import alive, until
 
 from fgvclib.config import PROJECT, load_config
 from fgvclib.study import trainings
@@ -155,8 +157,11 @@ def test_one_interrupt_stops_all_of_them(tiny, data_folder, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_killed_trainings_leave_no_process(tiny, data_folder, tmp_path):
     with two_trainings(tiny, data_folder, tmp_path) as process:
+        pids = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         process.kill()
         process.communicate(timeout=600)  # until all that could write, photo workers among them, have ended
+    assert len(pids) >= 2
+    until(lambda: not any(map(alive, pids)))
 
 
 def start_method():

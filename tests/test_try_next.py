@@ -5,6 +5,7 @@ import re
 
 import nbformat
 import pytest
+import torch
 import yaml
 
 from fgvclib.config import PROFILES, PROJECT, load_config
@@ -59,7 +60,9 @@ def test_every_profile_accepts_the_suggestion(values, profiles):
 @pytest.mark.parametrize("values, profiles", suggestions())
 def test_training_step_runs_with_the_suggestion(values, profiles):
     config = load_config("smoke", **{"num_classes": 4, "batch_size": 2, **values})
-    TrainingStep(config, "live")()
+    step = TrainingStep(config, "live")
+    step()
+    assert step.optimiser.state and torch.isfinite(step.loss().detach())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

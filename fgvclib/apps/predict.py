@@ -19,11 +19,10 @@ from fgvclib.data.augment import to_input
 from fgvclib.data.fixed_boxes import widened
 from fgvclib.data.photos import DRAWING_SUFFIX, MARK, is_drawing, open_photo, printable
 from fgvclib.figures import BOX_STYLES
-from fgvclib.model.geometry import WHOLE_IMAGE, centre_box
+from fgvclib.model.geometry import WHOLE_IMAGE, centre_box, nested
 from fgvclib.model.system import EndToEndModel
 from fgvclib.study.elope import load_attnet, photo_box
 from fgvclib.systems import build_network
-from fgvclib.systems.windows import nested
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.utils.device import default_device
 from fgvclib.utils.files import atomic_path
@@ -80,9 +79,7 @@ class Recogniser:
         answer = self.model.predict(image.unsqueeze(0).to(self.device))
         probability, label = answer.log_probabilities[0].exp().max(dim=0)
         box = torch.tensor(WHOLE_IMAGE) if answer.boxes is None else answer.boxes[0].cpu().clamp(0, 1)
-        corners = nested(box[None, None], part[None])[0, 0] * torch.tensor(
-            [photo.width, photo.height, photo.width, photo.height]
-        )
+        corners = nested(box, part) * torch.tensor([photo.width, photo.height, photo.width, photo.height])
         return Recognition(self.class_names[label], probability.item(), tuple(corners.round().int().tolist()))
 
     def part(self, photo: Image.Image) -> torch.Tensor:

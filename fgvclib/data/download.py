@@ -17,11 +17,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
-
 from fgvclib import __version__
 from fgvclib.data.index import find
-from fgvclib.utils.files import move_into_place
+from fgvclib.utils.files import locked, move_into_place
 from fgvclib.utils.progress import progress
 
 CHUNK = 2**20  # bytes
@@ -51,9 +49,9 @@ def obtain(archive: Archive, root: Path) -> Path:
     """
     if marker := find(root, archive.marker):
         return marker.parents[archive.marker.count("/")]
+    told = f"{archive.dataset}: another process is downloading or unpacking it; waiting for its result."
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(root.parent / f".{archive.name}.lock"):
+        with locked(root.parent / f".{archive.name}.lock", lambda: print(told, flush=True), "FGVC_DATA"):
             if not (root / archive.marker).is_file():  # another run may have been faster
                 _refuse_remains(root, archive.marker)
                 path = root.parent / archive.name

@@ -33,6 +33,7 @@ from fgvclib.utils.device import default_device, on_default_device
 from fgvclib.utils.files import atomic_path, locked
 from fgvclib.utils.progress import photo_progress
 
+TAKEN = "teacher maps: another process is computing some; waiting for it."
 FORMAT = 1  # to be raised whenever the features that are kept change
 FEATURE_KEYS = (  # the configuration values that features depend on
     "backbone",
@@ -111,7 +112,7 @@ def _stored(photos: pd.DataFrame, config: Config) -> list[Path]:
         raise ValueError("teacher_weights is 'live': such a teacher has no fixed maps; choose 'imagenet'.")
     kept = _files(photos, config)
     if not all(map(_is_whole, kept)):
-        with locked(_folder(config) / ".lock"):
+        with locked(_folder(config) / ".lock", lambda: print(TAKEN, flush=True)):
             missing = {path: photo for path, photo in zip(kept, photos["path"], strict=True) if not _is_whole(path)}
             _compute(missing, config)
     return kept

@@ -32,6 +32,12 @@ def theta_to_box(theta: Tensor) -> Tensor:
     return torch.cat([centre - scale + 1, centre + scale + 1], dim=-1) / 2
 
 
+def nested(inner: Tensor, outer: Tensor) -> Tensor:
+    """Boxes (..., 4) of the crops that the boxes `outer` (..., 4) cut → the same places as boxes of the photo."""
+    low, high = outer[..., :2], outer[..., 2:]
+    return inner * torch.cat([high - low] * 2, dim=-1) + torch.cat([low] * 2, dim=-1)
+
+
 def widen(theta: Tensor, margin: float) -> Tensor:
     """theta (B, 4) of a box → of the box that is wider and higher by the share `margin`, cut at the image (ours).
 

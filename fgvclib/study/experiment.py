@@ -16,7 +16,7 @@ from fgvclib.study.bounds import BASELINE, BOUNDS
 from fgvclib.study.elope import ELOPE, elope_values, has_boxes, with_attnet_boxes
 from fgvclib.study.table2 import ROWS
 from fgvclib.systems import SYSTEMS, TRAINED_AS
-from fgvclib.training.runs import CHECKPOINT, Run, load_run, take_training, train_or_load, train_unscored
+from fgvclib.training.runs import CHECKPOINT, Run, is_done, load_run, take_training, train_or_load, train_unscored
 from fgvclib.utils.device import device_name
 from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
 from fgvclib.utils.literal import literal
@@ -97,7 +97,7 @@ class Experiment:
         baseline = self.run(BASELINE, seed, announce, scored) if first else None
         splits = self._splits_of(row, seed, folder, baseline, announce)
         twin = TRAINED_AS.get(row)
-        if twin and not self.has_run(row, seed) and self.has_weights(twin, seed):
+        if twin and not is_done(folder) and self.has_weights(twin, seed):
             take_training(Run(folder, self.row_config(row), seed, splits), self.run(twin, seed, announce), announce)
         train = train_or_load if scored else train_unscored
         return train(self.row_config(row), splits, seed, folder, announce)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import pandas as pd
 from scipy.stats import t as student
 
 from fgvclib.training.runs import Run
@@ -55,14 +56,18 @@ def run_difference(first: Sequence[Run], second: Sequence[Run]) -> Difference | 
     """`crossed_difference` of the accuracies of two rows' runs, in points, over the seeds that both have.
 
     None where they share no seed."""
-    answers = [{run.seed: _correct(run) for run in runs} for runs in (first, second)]
+    answers = [{run.seed: hits(run.predictions) for run in runs} for runs in (first, second)]
     seeds = sorted(set.intersection(*(set(found) for found in answers)))
     if not seeds:
         return None
     return crossed_difference(*(np.stack([found[seed] for seed in seeds]) for found in answers))
 
 
-def _correct(run: Run) -> np.ndarray:
-    """100 for every test photo that is recognised and 0 for the others, in the order of their ids."""
-    table = run.predictions.sort_values("image_id")
-    return 100.0 * (table["prediction"] == table["label"]).to_numpy()
+def hits(predictions: pd.DataFrame, level: float | None = None) -> np.ndarray:
+    """Table of `evaluation.predict` → 100 for every photo that is recognised, 0 for the others; in order of their ids.
+
+    With a `level`, 100 for every photo whose box has at least that IoU with the true one.
+    """
+    table = predictions.sort_values("image_id")
+    found = table["prediction"] == table["label"] if level is None else table["iou"] >= level
+    return 100.0 * found.to_numpy()

@@ -22,6 +22,7 @@ from fgvclib.systems import build_network
 from fgvclib.systems.base import System
 from fgvclib.training.runs import Run, list_seeds
 
+FACTORS = (1 / 3, 1, 3)  # of the common learning rate: what `benchmarks/rates.py` tries for every system
 # Rows that can be trained here beside the paper's own, and what their authors call them; a row that the paper's table
 # has bears its name there. The others came later, or are a baseline.
 RIVALS = {
@@ -120,19 +121,21 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
     return front
 
 
+def searched_rates(common: float) -> list[float]:
+    """The three learning rates, with three digits, so that `--set learning_rate=0.00333` names the same folder."""
+    return [common if factor == 1 else float(f"{common * factor:.3g}") for factor in FACTORS]
+
+
 def own_rates(search: pd.DataFrame, common: float) -> pd.Series:
-    """`rates.csv` → the learning rate of each system that is best on the validation part after the last epoch.
+    """One seed of `rates.csv` → the learning rate of each system that is best on validation after the last epoch.
 
     Among equals the common one, then the lowest. A rate at which the training diverged (NaN) is never chosen. Left out
-    are systems that have not been tried at all rates yet, or diverged at all. Raises ValueError where the search has
-    not tried the common one.
+    are systems that lack one of the `searched_rates`, as in a search that is not over, or that diverged at all.
     """
-    rates = sorted(search["learning_rate"].unique().tolist())
-    if common not in rates:
-        raise ValueError(f"rates.csv has the rates {rates} and not the common {common}; search again.")
-    tried = search.groupby("system")["learning_rate"].transform("nunique")
-    last = search[tried == len(rates)].pivot(index="system", columns="learning_rate", values="last_accuracy")
-    common_first = [common, *(rate for rate in rates if rate != common)]
+    lines = search[search["learning_rate"].isin(searched_rates(common))]
+    tried = lines.groupby("system")["learning_rate"].transform("nunique")
+    last = lines[tried == len(FACTORS)].pivot(index="system", columns="learning_rate", values="last_accuracy")
+    common_first = sorted(searched_rates(common), key=lambda rate: (rate != common, rate))
     return last.reindex(columns=common_first).dropna(how="all").idxmax(axis=1)
 
 

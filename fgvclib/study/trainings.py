@@ -21,10 +21,9 @@ import torch
 from fgvclib.config import SMALL_CROP, Config
 from fgvclib.study.experiment import SETTING_2, Experiment
 from fgvclib.study.table2 import ROWS
+from fgvclib.utils.files import GRACE_SECONDS
 from fgvclib.utils.parallel import process_state
 from fgvclib.utils.progress import HEADLESS
-
-GRACE_SECONDS = 20  # for a stopped training to save
 
 
 class TrainingsFailed(RuntimeError):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgvclib.model.backbones import create_backbone, feature_maps
-from fgvclib.model.geometry import WHOLE_IMAGE, attention_to_box, box_to_theta, crop, resize
+from fgvclib.model.geometry import WHOLE_IMAGE, attention_to_box, box_to_theta, crop, nested, resize
 from fgvclib.systems.base import Looks, System
-from fgvclib.systems.windows import activation, nested
+from fgvclib.systems.windows import activation
 
 STAGES = 3  # ours
 THRESHOLD = 0.3  # tau, that of our paper (ours)
@@ -44,7 +44,7 @@ class ISE(System):
             logits[f"stage{stage + 1}"] = self.outputs[stage](features.mean(dim=(2, 3)))
             if stage < STAGES - 1:
                 marked = attention_to_box(activation(features)[:, None], THRESHOLD)
-                boxes = nested(marked[:, None], boxes)[:, 0]
+                boxes = nested(marked, boxes)
                 view = crop(images, box_to_theta(boxes), self.crop_size)
         return Looks(logits | {"main": log_mean_probability(list(logits.values()))}, boxes=boxes)
 

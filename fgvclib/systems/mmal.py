@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgvclib.model.geometry import attention_to_box, box_to_theta, crop, largest_component, resize
+from fgvclib.model.geometry import attention_to_box, box_to_theta, crop, largest_component, nested, resize
 from fgvclib.systems.base import Looks, System
-from fgvclib.systems.windows import activation, best_windows, cut, nested
+from fgvclib.systems.windows import activation, best_windows, cut
 
 # Shapes of windows, (rows, columns) in cells of a 14x14 map, and how many of each size are looked at.
 Sizes = tuple[tuple[tuple[tuple[int, int], ...], int], ...]
@@ -79,7 +79,7 @@ class MMAL(System):
         of_object, maps = self.look(crop(images, box_to_theta(boxes), self.crop_size))
         logits = {"photo": photo, "main": of_object}
         if self.training:
-            windows = nested(active_windows(maps[-1], self.sizes), boxes)
+            windows = nested(active_windows(maps[-1], self.sizes), boxes[:, None])
             logits["windows"], _ = self.look(cut(images, windows, self.crop_size // 2))
         return Looks(logits, boxes=boxes)
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgvclib.model.backbones import create_backbone, feature_maps
-from fgvclib.model.geometry import WHOLE_IMAGE, box_to_theta, crop, resize
+from fgvclib.model.geometry import WHOLE_IMAGE, box_to_theta, crop, nested, resize
 from fgvclib.systems.base import Looks, System, accuracy
-from fgvclib.systems.windows import activation, nested
+from fgvclib.systems.windows import activation
 
 SCALES = 3
 MARGIN = 0.05  # of the rank loss (paper)
@@ -62,7 +62,7 @@ class RACNN(System):
                     square = self.square(features, scale)
                     squares.append(square if squares_learn else square.detach())
                     peaks.append(peak(features))
-                    boxes = nested(square_box(squares[scale])[:, None], boxes)[:, 0]
+                    boxes = nested(square_box(squares[scale]), boxes)
                     view = crop(images, box_to_theta(boxes), self.crop_size // 2)
             # Each network learns from its own look, the layer on top from all: beside them, not afterwards (ours).
             logits["main"] = self.together(torch.cat(x, dim=1).detach())

@@ -32,9 +32,3 @@ def best_windows(scores: Tensor, boxes: Tensor, count: int, iou: float) -> Tenso
 def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """X (B, 3, H, W) and boxes (B, M, 4) in [0, 1] → (B M, 3, size, size), those of a photo together."""
     return crop(images.repeat_interleave(boxes.shape[1], dim=0), box_to_theta(boxes.flatten(0, 1)), size)
-
-
-def nested(inner: Tensor, outer: Tensor) -> Tensor:
-    """Boxes (B, M, 4) in [0, 1] of the crops that the boxes (B, 4) cut → the same places as boxes of the photo."""
-    low, side = outer[:, :2], outer[:, 2:] - outer[:, :2]
-    return inner * side.repeat(1, 2)[:, None] + low.repeat(1, 2)[:, None]

@@ -70,7 +70,6 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", callback=_overrides, help="Replace a configuration value."
 )
 seeds_option = click.option("--seeds", default="0", show_default=True, metavar="0,1,2", callback=_seeds)
-fresh_option = click.option("--fresh", is_flag=True, help="Train anew; the old runs move to runs/replaced.")
 pass_on = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -90,7 +89,8 @@ def fgvc():
 @seeds_option
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="MINUTES", help="Limit for each notebook.")
 @click.option("--force", is_flag=True, help="Execute also what is done.")
-@fresh_option
+@click.option("--fresh", is_flag=True,
+              help="Train all runs anew that it needs; the old ones move to runs/replaced.")  # fmt: skip
 def run(notebook, parameter, overrides, force, fresh, **settings):
     """Execute NOTEBOOK: 03, 03_affnet, a path, all, or reproduction (00 to 07)."""
     parameters = {name: literal(text) for name, text in parameter}
@@ -136,18 +136,19 @@ def tables(profile, datasets, overrides):
 @seeds_option
 @click.option("--jobs", type=click.IntRange(1), metavar="N",
               help="Trainings at a time, a thread each; default: one for each core, if crops are small.")  # fmt: skip
-@fresh_option
+@click.option("--fresh", is_flag=True,
+              help="Train these anew, not what they depend on; the old ones move to runs/replaced.")  # fmt: skip
 def train(rows, systems, profile, dataset, overrides, seeds, jobs, fresh):
     """Train rows of Table 2, or systems of Table 3, without a notebook; for clusters and `accelerate launch`."""
     from fgvclib.study import trainings  # imports torch
     from fgvclib.study.experiment import Experiment
 
-    if fresh:
-        ask_for_fresh_runs()
     experiment = Experiment(profile, dataset, seeds, overrides)
     runs = trainings.wanted_runs([*rows, *systems], seeds)
     for row, _ in runs:
         experiment.row_config(row)  # refuses a name that is none before anything is trained
+    if fresh:
+        ask_for_fresh_runs(experiment.run_folder(row, seed).name for row, seed in runs)
     try:
         trainings.train_side_by_side(experiment, runs, jobs or trainings.default_jobs(experiment.config))
     except trainings.TrainingsFailed as error:

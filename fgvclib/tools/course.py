@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
@@ -27,24 +28,28 @@ from fgvclib.utils.progress import HEADLESS
 INSTRUCTOR = NOTEBOOKS / "exercises" / "instructor"
 STUDENT = NOTEBOOKS / "exercises" / "student"
 VERDICT = "application/vnd.fgvc.verdict+json"  # how an executed check tells its result; see `checks.Verdict`
-CELL_SECONDS = 300  # more than any cell needs on a slow laptop: an endless loop is interrupted
+CELL_SECONDS = 300  # more than any cell needs on a slow laptop: an endless loop is interrupted, or killed in the end
 BLANKS = {"code": "...  # your code", "markdown": "*Your answer:*"}
 _BLOCK = re.compile(r"^(?P<indent> *)(?:#|<!--) BEGIN SOLUTION.*?END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL)
 
 # A kernel of its own, so that submissions neither see each other nor end the marking.
 _EXECUTE = f"""
 {WITHOUT_GRAMMAR}
-import sys, nbclient, nbformat
+import os, sys, nbclient, nbformat
 source, folder, cell_seconds, start_seconds = sys.argv[1:]
 notebook = nbformat.read(source, 4)
 client = nbclient.NotebookClient(
     notebook, timeout=int(cell_seconds), startup_timeout=int(start_seconds), interrupt_on_timeout=True,
     allow_errors=True, kernel_name="python3", resources={{"metadata": {{"path": folder}}}},
 )
+def keep(**_):
+    nbformat.write(notebook, source + ".part")
+    os.replace(source + ".part", source)
+client.on_cell_executed = keep  # a cell that never ends hides no verdict before it
 try:
     client.execute()
 finally:
-    nbformat.write(notebook, source)
+    keep()
 """
 
 
@@ -190,13 +195,34 @@ def _trusted(cell: NotebookNode, original: NotebookNode | None) -> NotebookNode:
 
 
 def _execute(notebook: NotebookNode) -> NotebookNode:
+    """As far as it comes: until a kernel dies, or a cell has ignored its interrupt until the time limit of them all."""
     with tempfile.TemporaryDirectory(prefix="fgvc-grade-") as folder, own_kernel() as environment:
-        copy = Path(folder) / "submission.ipynb"
+        copy, errors = Path(folder) / "submission.ipynb", Path(folder) / "errors.txt"
         nbformat.write(notebook, copy)
         environment[HEADLESS] = "1"
         command = [sys.executable, "-P", "-c", _EXECUTE, str(copy), folder, str(CELL_SECONDS), str(START_SECONDS)]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        limit = START_SECONDS + CELL_SECONDS * sum(cell.cell_type == "code" for cell in notebook.cells)
+        with errors.open("w") as told:  # not a pipe, which what a cell has started would keep open
+            output = {"stdout": subprocess.DEVNULL, "stderr": told}
+            child = subprocess.Popen(command, env=environment, start_new_session=True, **output)
+            try:
+                child.wait(limit)
+            except subprocess.TimeoutExpired:
+                return nbformat.read(copy, 4)
+            finally:
+                _kill(child)
         executed = nbformat.read(copy, 4)
         if not any(cell.get("execution_count") for cell in executed.cells):
-            raise OSError(f"No cell could be executed: {ended.stderr.strip()[-500:]}")
-        return executed  # as far as it came, where the kernel died on the way
+            raise OSError(f"No cell could be executed: {errors.read_text(errors='replace').strip()[-500:]}")
+        return executed
+
+
+def _kill(child: subprocess.Popen) -> None:
+    """End what still runs of a child process and of those that it has started."""
+    import psutil
+
+    if child.poll() is None:
+        for process in [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        child.wait()

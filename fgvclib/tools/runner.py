@@ -25,7 +25,7 @@ from typing import Any
 from fgvclib.config import SMALL_CROP, Config, check_seeds, load_config, results_folder
 from fgvclib.tools import manifest
 from fgvclib.tools.kernels import NOTEBOOKS, WITHOUT_GRAMMAR, own_kernel
-from fgvclib.utils.files import BUSY, atomic_path, lock_path, locked
+from fgvclib.utils.files import BUSY, GRACE_SECONDS, atomic_path, lock_path, locked
 from fgvclib.utils.progress import HEADLESS
 from fgvclib.utils.provenance import library_hash
 
@@ -36,7 +36,6 @@ MEASURES = "03"  # of those the last one executed: it waits for the trainings' e
 COMMON = ("profile", "dataset", "seeds", "overrides")  # parameters of every notebook
 NAME_LISTS = ("rows", "train_systems")  # parameters that are lists of names
 THREADS = "OMP_NUM_THREADS"
-GRACE_SECONDS = 20  # for a stopped training to save
 START_SECONDS = 300  # for a kernel to start on a busy machine
 DEAD_KERNEL = 138
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fgvclib.data.index import BOX, CROP
-from fgvclib.model.geometry import box_iou, centre_box
+from fgvclib.model.geometry import box_iou, centre_box, nested
 from fgvclib.model.system import EndToEndModel
 from fgvclib.systems.base import System
 from fgvclib.utils.device import autocast, forward
@@ -89,15 +89,9 @@ def iou_with_true(photos: pd.DataFrame, boxes: torch.Tensor) -> pd.Series:
 
 def _uncrop(table: pd.DataFrame, photos: pd.DataFrame, prefixes: list[str]) -> None:
     """Turn boxes in fractions of the crops of `photos` into fractions of the photos."""
-    crops = photos.loc[table["index"].astype(int), CROP].to_numpy()
+    crops = _tensor(photos.loc[table["index"].astype(int)], CROP)
     for prefix in prefixes:
-        table[named_box(prefix)] = _within(crops, table[named_box(prefix)].to_numpy())
-
-
-def _within(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Boxes (N, 4) that are given in fractions of other boxes (N, 4), in fractions of the photo."""
-    low, side = outer[:, :2], outer[:, 2:] - outer[:, :2]
-    return np.hstack([low + inner[:, :2] * side, low + inner[:, 2:] * side])
+        table[named_box(prefix)] = nested(_tensor(table, named_box(prefix)), crops).numpy()
 
 
 def _tensor(table: pd.DataFrame, columns: list[str]) -> torch.Tensor:

@@ -61,29 +61,35 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     criterion = build_loss(config, len(splits.class_names)) if config.system == END_TO_END else None
     optimiser = build_optimiser(model, config)
     schedule = build_schedule(optimiser, config)
+    started = time.perf_counter()
     with accelerator.main_process_first():  # the others find the maps on disk
         maps = fixed_maps(model, criterion, splits, config) if criterion else None
+    before_epochs = time.perf_counter() - started  # seconds
     loader, sampler = training_loader(splits.train, config, seed, maps, balanced)
     check_processes(len(loader), accelerator.num_processes)
     validation_loader = evaluation_loader(splits.validation, config) if len(splits.validation) else []
     identity = run_identity(config, splits, seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
     parts |= {"criterion": criterion} if criterion else {}
-    begun, history, earlier = resume(checkpoint, identity, parts)
+    begun, history, made_before, earlier = resume(checkpoint, identity, parts)
+    before_epochs += made_before.get("seconds_before_epochs", 0)
     made_by = provenance(accelerator.device) | {"world_size": accelerator.num_processes, "precision": config.precision}
 
     def save() -> None:
         if accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in parts.items()}
-            minutes = round(sum(record["seconds"] for record in history) / 60, 2)
-            state["provenance"] = made_by | {"minutes": minutes, "earlier": earlier}
+            minutes = round((before_epochs + sum(record["seconds"] for record in history)) / 60, 2)
+            taken = {"minutes": minutes, "seconds_before_epochs": round(before_epochs, 1)}
+            state["provenance"] = made_by | taken | {"earlier": earlier}
             save_checkpoint(checkpoint, identity | state | {"class_names": splits.class_names, "history": history})
 
     yield from history
     model.to(accelerator.device)
     if criterion:
         criterion.to(accelerator.device)  # without parameters, it is nothing to prepare
+        started = time.perf_counter()
         if not begun and train_localisation(model, criterion, splits, maps, config, seed):
+            before_epochs += time.perf_counter() - started
             save()
     prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
     validation_loader = accelerator.prepare(validation_loader)
@@ -320,14 +326,14 @@ def check_classes(splits: Splits, photos: int) -> None:
             )
 
 
-def resume(path: Path, identity: dict, parts: dict) -> tuple[bool, list[dict], list[dict]]:
-    """Load the checkpoint into `parts` → whether there is one, its history, and its provenance by other library code.
+def resume(path: Path, identity: dict, parts: dict) -> tuple[bool, list[dict], dict, list[dict]]:
+    """Load the checkpoint into `parts` → whether there is one, its history, its provenance, that by other library code.
 
     Raises ValueError where other code has given the parts other parameters, or grouped them otherwise.
     """
     state = load_checkpoint(path, identity)
     if state is None:
-        return False, [], []
+        return False, [], {}, []
     before = state.get("provenance", {})
     try:
         for name, part in parts.items():
@@ -338,11 +344,11 @@ def resume(path: Path, identity: dict, parts: dict) -> tuple[bool, list[dict], l
             "ones. --fresh trains anew."
         ) from error
     if before.get("library") == library_hash():
-        return True, state["history"], before["earlier"]
+        return True, state["history"], before, before["earlier"]
     warnings.warn(
         f"{path} was begun by other library code ({describe_code(before)}); the rest is trained by the present one. "
         "--fresh trains anew.",
         stacklevel=2,
     )
     earlier = before.pop("earlier", [])
-    return True, state["history"], [*earlier, before]
+    return True, state["history"], before, [*earlier, before]

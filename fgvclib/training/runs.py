@@ -105,7 +105,7 @@ def train_or_load(
     run = Run(Path(folder), config, seed, splits)
     identity = run_identity(config, splits, seed)
     done = run.folder / "metrics.json"
-    if not _agreed(done.exists() and not is_replaced(done)):
+    if not _agreed(is_done(run.folder)):
         with training_lock(run.folder, announce):
             move_aside(run.folder)
             if not _agreed(done.exists()):
@@ -134,11 +134,13 @@ def train_unscored(
 
 
 def take_training(run: Run, trained: Run, announce: Callable[[str], None] = print) -> None:
-    """Let `run` begin at the end of `trained`, whose system trains alike and answers otherwise; nothing is replaced.
+    """Let `run` begin at the end of `trained`, whose system trains alike and answers otherwise.
 
+    What is in its folder stays, unless `provenance.ask_for_fresh_runs` was called after it was made.
     The validation scores of its epochs stay behind, as they are those of the other answers.
     """
     with training_lock(run.folder, announce):
+        move_aside(run.folder)
         if process_state().is_main_process and not run.checkpoint.exists():
             announce(f"{run.folder.name}: takes the weights of {trained.folder.name}, which trains alike")
             state = read_checkpoint(trained.checkpoint)
@@ -152,6 +154,12 @@ def take_training(run: Run, trained: Run, announce: Callable[[str], None] = prin
 def _without_validation(record: dict) -> dict:
     kept = {name: value for name, value in record.items() if not name.startswith("validation_")}
     return kept | {"validation_accuracy": math.nan, "watched_boxes": []}
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a finished run is there, and not to be made anew."""
+    done = folder / "metrics.json"
+    return done.exists() and not is_replaced(done)
 
 
 def load_run(

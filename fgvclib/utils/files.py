@@ -12,6 +12,7 @@ from typing import Any
 
 LONGEST_SOCKET_NAME, SOCKET_NAME_ENDS = 103, 40  # bytes that macOS allows (Linux: 107), and what Python appends
 BUSY = "FGVC_BUSY"  # environment variable: the lock file that trainings beside a notebook hold until they end
+GRACE_SECONDS = 20  # for a stopped training to save
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # of NFS, Lustre, FUSE
 
 
@@ -54,11 +55,13 @@ def lock_path(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def locked(path: Path | str, if_taken: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(
+    path: Path | str, if_taken: Callable[[], None] = lambda: None, variable: str = "FGVC_RESULTS"
+) -> Iterator[None]:
     """Hold the lock file `path`. While another process holds it, call `if_taken`, which may raise, then wait.
 
-    The lock of a dead process is free, however it died. Raises OSError that says what to do where the folder cannot be
-    written to, or is on a file system without locks.
+    The lock of a dead process is free, however it died. Raises OSError that says what to do, by the environment
+    `variable`, where the folder cannot be written to, or is on a file system without locks.
     """
     from filelock import FileLock, Timeout
 
@@ -71,7 +74,7 @@ def locked(path: Path | str, if_taken: Callable[[], None] = lambda: None) -> Ite
         if_taken()
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        raise OSError(_why_no_lock(path, error)) from error
+        raise OSError(_why_no_lock(path, error, variable)) from error
     try:
         yield
     finally:
@@ -94,11 +97,11 @@ def keep_socket_names_short(worker: int) -> None:
         tempfile.tempdir = "/tmp"
 
 
-def _why_no_lock(path: Path, error: Exception) -> str:
+def _why_no_lock(path: Path, error: Exception, variable: str) -> str:
     missing = isinstance(error, NotImplementedError) or error.errno in NO_LOCKS
     reason = "is on a file system without locks" if missing else "cannot be written to"
     detail = getattr(error, "strerror", None) or error
-    return f"{path.parent} {reason} ({detail}); name a folder elsewhere by the environment variable FGVC_RESULTS."
+    return f"{path.parent} {reason} ({detail}); name a folder elsewhere by the environment variable {variable}."
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -21,7 +21,9 @@ from fgvclib.utils.progress import HEADLESS
 if TYPE_CHECKING:
     import torch
 
-FRESH = "FGVC_FRESH"  # environment variable: a run that was made before this time (seconds since 1970) is made anew
+# Environment variable: a run that was made before this time (seconds since 1970) is made anew; where names of folders
+# follow, a run in one of these.
+FRESH = "FGVC_FRESH"
 PACKAGES = ("torch", "torchvision", "timm")
 
 
@@ -124,9 +126,12 @@ def _without_folder(word: str) -> str:
     return option + equals + (Path(value).name if os.path.isabs(value) else value)
 
 
-def ask_for_fresh_runs() -> None:
-    """Let this process and those that it starts train anew every run that is there now."""
-    os.environ[FRESH] = repr(time.time())
+def ask_for_fresh_runs(folders: Iterable[str] = ()) -> None:
+    """Let this process and those that it starts train anew every run that is there now.
+
+    With names of run folders, such as "ELoPE-seed0", only these: what they depend on is used as it is.
+    """
+    os.environ[FRESH] = " ".join([repr(time.time()), *folders])
 
 
 def without_fresh() -> str:
@@ -135,5 +140,6 @@ def without_fresh() -> str:
 
 
 def is_replaced(path: Path) -> bool:
-    """Whether a file of a run is older than `ask_for_fresh_runs` allows."""
-    return path.stat().st_mtime < float(os.environ.get(FRESH, 0))
+    """Whether a file in a run's folder is older than `ask_for_fresh_runs` allows."""
+    asked, *folders = os.environ.get(FRESH, "0").split()
+    return (not folders or path.parent.name in folders) and path.stat().st_mtime < float(asked)
