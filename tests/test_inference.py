@@ -314,6 +314,18 @@ def test_what_is_no_checkpoint_is_refused(photo, tmp_path, capsys):
         assert wrong in err and err.endswith("give the checkpoint.pt in a run's folder.\n") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("missing", ["config", "class_names", "history", "model"])
+def test_checkpoint_of_something_else_is_refused(photo, checkpoint, tmp_path, capsys, missing):
+    """Such as the attnet.pt beside that of ELoPE, which has neither class names nor a history."""
+    state = {name: value for name, value in read_checkpoint(checkpoint).items() if name != missing}
+    save_checkpoint(tmp_path / "attnet.pt", state)
+    for command in (["predict", photo, "--checkpoint"], ["export"]):
+        assert main([*map(str, command), str(tmp_path / "attnet.pt")]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"{tmp_path / 'attnet.pt'} is not a checkpoint of this version of fgvclib; give the")
+        assert err.count("\n") == 1
+
+
 def test_unfinished_training_and_a_baseline_are_mentioned(tiny, photo, tmp_path, capsys):
     silent = {"lambda_att": 0.0, "lambda_aff": 0.0, "beta_att": 0.0, "beta_aff": 0.0}
     path = write_checkpoint(tmp_path / "baseline.pt", replace(tiny, **silent), epochs=1)

@@ -115,8 +115,9 @@ def _read(checkpoint: Path) -> dict:
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint} does not exist or is not a file; give the checkpoint.pt in a run's folder.")
     try:
-        return read_checkpoint(checkpoint)
-    except ValueError as error:
+        state = read_checkpoint(checkpoint)
+        return {name: state[name] for name in ("config", "class_names", "history", "model")}
+    except (KeyError, ValueError) as error:  # attnet.pt, too, is a checkpoint, but not that of a system
         raise ValueError(
             f"{checkpoint} is not a checkpoint of this version of fgvclib; give the checkpoint.pt in a run's folder."
         ) from error
