@@ -326,6 +326,15 @@ def test_checkpoint_of_something_else_is_refused(photo, checkpoint, tmp_path, ca
         assert err.count("\n") == 1
 
 
+def test_full_gpu_is_not_blamed_on_the_checkpoint(checkpoint, monkeypatch):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("fgvclib.apps.predict.default_device", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Recogniser(checkpoint)
+
+
 def test_unfinished_training_and_a_baseline_are_mentioned(tiny, photo, tmp_path, capsys):
     silent = {"lambda_att": 0.0, "lambda_aff": 0.0, "beta_att": 0.0, "beta_aff": 0.0}
     path = write_checkpoint(tmp_path / "baseline.pt", replace(tiny, **silent), epochs=1)

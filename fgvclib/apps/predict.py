@@ -59,10 +59,10 @@ class Recogniser:
             self.config = Config(**state["config"])
             self.model = build_network(self.config, len(self.class_names), pretrained=False).eval()
             self.model.load_state_dict(state["model"])
-            self.device = default_device()
-            self.model.to(self.device)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{checkpoint} does not fit this version of fgvclib; train again.") from error
+        self.device = default_device()
+        self.model.to(self.device)
         if self.config.fixed_box in NO_CROP:
             cut_to = NO_CROP[self.config.fixed_box]
             raise ValueError(f"{checkpoint} was trained on crops at {cut_to}; choose the checkpoint of another system.")
