@@ -12,9 +12,8 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.queues import SimpleQueue
 
 import torch
 
@@ -92,25 +91,24 @@ def _train_together(experiment: Experiment, runs: Sequence[tuple[str, int]], job
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload([__name__])  # torch is imported once; without a fork server it has no effect
-    problems, waiting, running = context.SimpleQueue(), list(runs), {}
+    waiting, running, failures = list(runs), {}, []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                process = context.Process(target=_train, args=(experiment, *waiting.pop(0), problems))
+                report, end = context.Pipe(duplex=False)
+                process = context.Process(target=_train, args=(experiment, *waiting.pop(0), end))
                 process.start()
-                running[process.sentinel] = process
-            for sentinel in wait(list(running)):
-                _note_death(running.pop(sentinel), problems)
+                end.close()  # the process alone holds it now: the report ends with it
+                running[report] = process
+            for report in wait(list(running)):
+                failures += _failures_of(running.pop(report), report)
     finally:
         _stop(list(running.values()))
-    failures = []
-    while not problems.empty():
-        failures.append(problems.get())
     return failures
 
 
-def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -> None:
-    """One training, in a process of its own."""
+def _train(experiment: Experiment, row: str, seed: int, report: Connection) -> None:
+    """One training, in a process of its own; sends a line where it fails."""
     with suppress(AttributeError, OSError):
         os.setsid()  # the terminal's Ctrl-C goes to the parent alone, which passes it on once
     start_workers_as_usual()
@@ -129,7 +127,7 @@ def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -
                 f"{name}: interrupted; what it had saved is kept, and the same command goes on from there.", flush=True
             )
             sys.exit(130)
-        problems.put(f"{name}: {error}")
+        report.send(f"{name}: {error}")
 
 
 def start_workers_as_usual() -> None:
@@ -158,10 +156,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _note_death(process: BaseProcess, problems: SimpleQueue) -> None:
+def _failures_of(process: BaseProcess, report: Connection) -> list[str]:
+    """Wait for a process that has reported a failure, or ended → a line for each failure."""
+    failures = []
+    with report, suppress(EOFError, OSError):  # nothing, or half a line of a process that was killed
+        failures.append(report.recv())  # before the join: a line that no pipe holds at once keeps the process waiting
     process.join()
     if process.exitcode:
-        problems.put(f"A training ended with exit status {process.exitcode} (out of memory, or killed from outside).")
+        failures.append(
+            f"A training ended with exit status {process.exitcode} (out of memory, or killed from outside)."
+        )
+    return failures
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
