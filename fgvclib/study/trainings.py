@@ -53,10 +53,17 @@ def train_side_by_side(experiment: Experiment, runs: Sequence[tuple[str, int]], 
     """Train runs (row, seed) that are not there yet, `jobs` at a time; one job trains in this process.
 
     Where one fails, the others go on, and TrainingsFailed tells at the end; a single run raises its own error. An
-    interrupt stops all of them, each after it has said what is saved.
+    interrupt stops all of them, each after it has said what is saved. Raises ValueError where the processes of
+    `accelerate launch`, which share every run, are to train several at a time.
     """
-    # Of the processes of `accelerate launch`, one that went on alone would wait for the others for ever.
-    if len(runs) == 1 or (jobs == 1 and process_state().num_processes > 1):
+    together = process_state().num_processes
+    if len(runs) > 1 and jobs > 1 and together > 1:
+        raise ValueError(
+            f"{jobs} trainings at a time are wanted of each of the {together} processes of `accelerate launch`, which "
+            "train one run after the other together; leave --jobs out."
+        )
+    # Of these processes, one that went on alone would wait for the others for ever.
+    if len(runs) == 1 or together > 1:
         for row, seed in runs:
             experiment.run(row, seed)
         return
