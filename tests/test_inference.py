@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fgvclib.apps.predict import Recogniser, Recognition, draw, readable, save_drawing
+from fgvclib.apps.predict import Recogniser, Recognition, draw, readable, readable_names, save_drawing
 from fgvclib.config import training_values
 from fgvclib.data.augment import to_input
 from fgvclib.data.fixed_boxes import with_fixed_boxes
@@ -141,6 +141,11 @@ def test_drawing_of_a_huge_photo_is_made_smaller():
 )
 def test_class_names_are_readable(name, shown):
     assert readable(name) == shown
+
+
+def test_names_that_would_read_alike_stay_whole():
+    names = ["001.Crow", "002.Wren", "003.Crow", "Black_Bird", "Black Bird"]
+    assert readable_names(names) == ["001.Crow", "Wren", "003.Crow", "Black_Bird", "Black Bird"]
 
 
 # --- the command

@@ -5,7 +5,8 @@ needs the run's AttNet beside it.
 """
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,6 +179,13 @@ def draw(photo: Image.Image, found: Recognition) -> Image.Image:
 def readable(class_name: str) -> str:
     """A class name without the number of CUB-200-2011 and with blanks: `014.Indigo_Bunting` → `Indigo Bunting`."""
     return re.sub(r"^\d+\.", "", class_name).replace("_", " ")
+
+
+def readable_names(class_names: Sequence[str]) -> list[str]:
+    """The names of all classes, readable, but whole where two of them would read alike: `001.Crow` and `002.Crow`."""
+    found = [readable(name) for name in class_names]
+    count = Counter(found)
+    return [text if count[text] == 1 else name for text, name in zip(found, class_names, strict=True)]
 
 
 def save_drawing(picture: Image.Image, path: Path) -> None:
