@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import shutil
 import threading
 from dataclasses import replace
@@ -86,11 +87,21 @@ def test_browser_answers_as_python_does(page, address, checkpoint, tiny, tmp_pat
         tab.evaluate("document.getElementById('tau').value = 0.9; document.getElementById('tau').oninput()")
         tab.wait_for_function("window.answer.tau > 0.89", timeout=600_000)
         moved = tab.evaluate("window.answer.theta")
+        described = tab.text_content("p")
         browser.close()
     np.testing.assert_allclose(found["theta"], wanted.theta[0], atol=2e-3)  # weights are stored in half precision
     np.testing.assert_allclose(found["logits"], wanted.logits[0], atol=2e-2)
     assert moved != found["theta"]
+    assert "looks at it at 64×64 pixels and says" in described
     assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in asked)
+
+
+def test_page_knows_at_which_size_attnet_sees_the_photo(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr("fgvclib.apps.page._fetch_runtime", lambda folder: None)
+    as_in_photos = replace(tiny, attnet_size=96, attnet_stride=(8, 16))
+    page = export_page(checkpoint_of(as_in_photos, tmp_path), tmp_path / "page")
+    assert json.loads(page.with_name("system.json").read_text())["attnet_size"] == 96
 
 
 @needs_browser

@@ -76,6 +76,7 @@ def export_page(checkpoint: Path, folder: Path) -> Path:
     preprocess = model.affnet.preprocess
     about = {
         "size": config.image_size,
+        "attnet_size": model.attnet.input_size,
         "mean": mean,
         "std": std,
         "tau": preprocess.w_tau.item(),

@@ -17,6 +17,7 @@ async function start() {
     thumbnail.onkeydown = (event) => { if (event.key === "Enter") thumbnail.onclick(); };
     element("samples").append(thumbnail);
   }
+  element("seen-at").textContent = ` at ${system.attnet_size}×${system.attnet_size} pixels`;
   element("tau").value = system.tau;
   element("tau").oninput = update;
   element("reset").onclick = () => { element("tau").value = system.tau; update(); };
