@@ -66,6 +66,29 @@ def train(system, batch, steps: int, rate: float = 0.003) -> list[float]:
     return losses
 
 
+MMALS = {"mmal", "mmal-vehicles"}
+# Backbone and crop → systems that refuse them.
+REFUSING = {
+    (BACKBONE, 8): {"isqrt", "nts", *MMALS},
+    (BACKBONE, 32): {"nts"},
+    ("resnet10t", 24): {"isqrt", "nts", *MMALS},
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("backbone, side", REFUSING)
+def test_a_crop_is_refused_in_a_sentence_or_trains(name, backbone, side, batch):
+    if name in REFUSING[backbone, side]:
+        with pytest.raises(ValueError, match=rf"^crop_size is {side}, but \w+ needs \d+ pixels or more; raise it\.$"):
+            SYSTEMS[name](CLASSES, backbone, side, pretrained=False)
+        return
+    system = SYSTEMS[name](CLASSES, backbone, side, pretrained=False).train()
+    system.begin_epoch(5, 10)
+    assert all(map(math.isfinite, train(system, batch, steps=1)))
+    with torch.no_grad():
+        assert system.eval().predict(batch["image"]).log_probabilities.isfinite().all()
+
+
 def test_an_answer_costs_the_stated_passes(system, batch):
     counted = count_pixels(system.eval())
     with torch.no_grad():

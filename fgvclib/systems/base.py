@@ -23,6 +23,7 @@ class System(nn.Module):
     """One system of Table 3: X (B, 3, H, W), normalised → `Looks`. A rival is one file, and one line in `SYSTEMS`.
 
     Whatever has parameters runs inside `forward`, as several GPUs need. Hence its `labels`, for pairs and centres.
+    Raises ValueError for a crop_size below `smallest_crop`.
     """
 
     localise = False  # whether its answer has boxes
@@ -36,6 +37,9 @@ class System(nn.Module):
         self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True, output_stride: int = 32
     ):
         super().__init__()
+        if crop_size < self.smallest_crop:
+            least = f"{type(self).__name__} needs {self.smallest_crop} pixels or more"
+            raise ValueError(f"crop_size is {crop_size}, but {least}; raise it.")
         self.num_classes, self.crop_size = num_classes, crop_size
         self.backbone = create_backbone(backbone, pretrained, output_stride)
 
