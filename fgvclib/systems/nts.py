@@ -58,6 +58,7 @@ class NTS(System):
 
     passes = 2.0  # 1 + 4 windows at half the side
     training_passes = 2.5  # 1 + 6
+    halves = True
     smallest_crop = 224  # in a smaller one hardly any windows are left (ours)
     # Scores of a level learn only where one of its windows was chosen; a convolution, from its own level and the later.
     without_gradient = tuple(
