@@ -104,7 +104,10 @@ def _is_complete(root: Path, parameters: dict) -> bool:
         raise ValueError(
             f"{root} exists but is not a synthetic bird data set (it has no {_RECORD}): choose another folder."
         )
-    found = json.loads(record.read_text())
+    try:
+        found = dict(json.loads(record.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{record} is damaged: delete the folder {root} to have the birds drawn again.") from error
     if found != parameters:
         odd = ", ".join(f"{k} {found.get(k)} instead of {v}" for k, v in parameters.items() if found.get(k) != v)
         raise ValueError(

@@ -137,7 +137,7 @@ def test_sentence_says_how_many_cells_are_kept(explore):
     share = float(((values - values.min()) / (values.max() - values.min()) >= 0.7).float().mean())
     sentence = explore.draw("End-to-end", photo, TEACHER, 0.7)[1]
     assert sentence.startswith(f"{share:.0%} of the cells reach τ = 0.70.")
-    assert photo.answer in sentence
+    assert explore.classes[photo.label] in sentence
 
 
 def test_photo_without_a_true_box_is_drawn_without_it(explore, splits, monkeypatch):
@@ -189,8 +189,19 @@ def test_strips_beside_the_mask_are_its_maxima():
 
 def test_right_answer_is_among_the_bars_even_when_it_is_improbable():
     values = pd.DataFrame({"crop": [0.5, 0.3, 0.15, 0.05]}, ["a", "b", "c", "d"])
-    with_answer, without = (bars_picture(values, {"crop": "#000000"}, name, count=2) for name in ("d", None))
+    with_answer, without = (bars_picture(values, {"crop": "#000000"}, label, count=2) for label in (3, None))
     assert with_answer != without
+
+
+@pytest.mark.parametrize("names", [["001.Crow", "Tit", "003.Crow"], ["Black_Bird", "Tit", "Black Bird"]])
+def test_classes_whose_names_read_alike_are_told_apart(explore, splits, monkeypatch, names):
+    number = splits.test["label"].tolist().index(2)
+    _, expected = explore.draw("End-to-end", explore.test_photo(number))
+    monkeypatch.setattr(explore.experiment, "splits", replace(splits, class_names=names))
+    alike = Explorer(explore.experiment)
+    assert alike.classes == names
+    _, sentence = alike.draw("End-to-end", alike.test_photo(number))
+    assert sentence == expected.replace(explore.classes[2], names[2])
 
 
 # --- another system beside it
@@ -291,7 +302,7 @@ def upload(panel: ExplorerPanel, name: str, content: bytes) -> None:
 def test_uploaded_photo_is_shown_and_the_slider_leads_back(panel):
     first = panel.image.value
     upload(panel, "mine.jpg", photo_file())
-    assert panel.photo.name == "mine.jpg" and panel.photo.answer is None
+    assert panel.photo.name == "mine.jpg" and panel.photo.label is None
     assert panel.image.value != first and "classes" in panel.status.value
     panel.controls["photo"].value = 1
     panel.controls["photo"].value = 0

@@ -1,6 +1,8 @@
 """What is measured as it grows: that it is what it says, and the arithmetic of the exponents; no timing is judged."""
 
+import multiprocessing
 import os
+import sys
 
 import numpy as np
 import pandas as pd
@@ -45,6 +47,20 @@ def test_image_size_takes_the_crop_along(tiny, monkeypatch):
     table = growth.over_steps(tiny, "image_size", [64, 96], 0)
     assert [(config.image_size, config.crop_size) for config in sizes] == [(64, 32), (96, 48)]
     assert list(table) == ["image_size", "ours_ms", "baseline_ms", "gib"]
+
+
+def ends_early(rank, count, config, place, together, answers):
+    """In place of a process's steps: the first one waits for the others, one of which fails."""
+    if rank == 1:
+        sys.exit(3)
+    together.wait()
+
+
+def test_process_that_fails_ends_the_others(tiny, monkeypatch):
+    monkeypatch.setattr(growth, "_timed_steps", ends_early)
+    with pytest.raises(RuntimeError, match="^One of 3 processes that train together ended with exit status 3: "):
+        growth.over_processes(tiny, 3)
+    assert not multiprocessing.active_children()
 
 
 def test_exponents_are_those_of_the_last_two_sizes_that_are_known():

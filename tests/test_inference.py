@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fgvclib.apps.predict import Recogniser, Recognition, draw, readable, save_drawing
+from fgvclib.apps.predict import Recogniser, Recognition, draw, readable, readable_names, save_drawing
 from fgvclib.config import training_values
 from fgvclib.data.augment import to_input
 from fgvclib.data.fixed_boxes import with_fixed_boxes
@@ -141,6 +141,11 @@ def test_drawing_of_a_huge_photo_is_made_smaller():
 )
 def test_class_names_are_readable(name, shown):
     assert readable(name) == shown
+
+
+def test_names_that_would_read_alike_stay_whole():
+    names = ["001.Crow", "002.Wren", "003.Crow", "Black_Bird", "Black Bird"]
+    assert readable_names(names) == ["001.Crow", "Wren", "003.Crow", "Black_Bird", "Black Bird"]
 
 
 # --- the command
@@ -312,6 +317,27 @@ def test_what_is_no_checkpoint_is_refused(photo, tmp_path, capsys):
         assert predict(photo, "--checkpoint", path) == 2
         err = capsys.readouterr().err
         assert wrong in err and err.endswith("give the checkpoint.pt in a run's folder.\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["config", "class_names", "history", "model"])
+def test_checkpoint_of_something_else_is_refused(photo, checkpoint, tmp_path, capsys, missing):
+    """Such as the attnet.pt beside that of ELoPE, which has neither class names nor a history."""
+    state = {name: value for name, value in read_checkpoint(checkpoint).items() if name != missing}
+    save_checkpoint(tmp_path / "attnet.pt", state)
+    for command in (["predict", photo, "--checkpoint"], ["export"]):
+        assert main([*map(str, command), str(tmp_path / "attnet.pt")]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"{tmp_path / 'attnet.pt'} is not a checkpoint of this version of fgvclib; give the")
+        assert err.count("\n") == 1
+
+
+def test_full_gpu_is_not_blamed_on_the_checkpoint(checkpoint, monkeypatch):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("fgvclib.apps.predict.default_device", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Recogniser(checkpoint)
 
 
 def test_unfinished_training_and_a_baseline_are_mentioned(tiny, photo, tmp_path, capsys):

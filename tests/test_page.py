@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import shutil
 import threading
 from dataclasses import replace
@@ -86,11 +87,49 @@ def test_browser_answers_as_python_does(page, address, checkpoint, tiny, tmp_pat
         tab.evaluate("document.getElementById('tau').value = 0.9; document.getElementById('tau').oninput()")
         tab.wait_for_function("window.answer.tau > 0.89", timeout=600_000)
         moved = tab.evaluate("window.answer.theta")
+        described = tab.text_content("p")
         browser.close()
     np.testing.assert_allclose(found["theta"], wanted.theta[0], atol=2e-3)  # weights are stored in half precision
     np.testing.assert_allclose(found["logits"], wanted.logits[0], atol=2e-2)
     assert moved != found["theta"]
+    assert "looks at it at 64×64 pixels and says" in described
     assert all(url.startswith(("http://127.0.0.1", "data:", "blob:")) for url in asked)
+
+
+BREAK = """() => {
+    window.kept = HTMLCanvasElement.prototype.getContext
+    HTMLCanvasElement.prototype.getContext = () => { throw new Error("no memory") }
+    document.getElementById("tau").value = 0.9
+    document.getElementById("tau").oninput()
+}"""
+MEND = """() => {
+    HTMLCanvasElement.prototype.getContext = window.kept
+    document.getElementById("tau").oninput()
+}"""
+
+
+@needs_browser
+def test_pass_that_fails_is_told_and_the_next_one_runs(address):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.goto(address)
+        tab.wait_for_function("window.answer", timeout=600_000)
+        tab.evaluate(BREAK)
+        tab.get_by_text("The networks gave no answer (no memory); try again, or reload the page.").wait_for()
+        tab.evaluate(MEND)
+        tab.wait_for_function("window.answer.tau > 0.89", timeout=600_000)
+        browser.close()
+
+
+def test_page_knows_at_which_size_attnet_sees_the_photo(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr("fgvclib.apps.page._fetch_runtime", lambda folder: None)
+    as_in_photos = replace(tiny, attnet_size=96, attnet_stride=(8, 16))
+    page = export_page(checkpoint_of(as_in_photos, tmp_path), tmp_path / "page")
+    assert json.loads(page.with_name("system.json").read_text())["attnet_size"] == 96
 
 
 @needs_browser

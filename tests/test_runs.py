@@ -513,3 +513,16 @@ def test_finished_run_without_its_weights_says_how_to_train_it_again(tiny, split
     run = train_or_load(tiny, splits, 0, copy)  # the scores are there
     with pytest.raises(ValueError, match=rf"checkpoint.pt.*; delete {copy} to train this run again\."):
         _ = run.model
+
+
+@pytest.mark.parametrize(
+    "change", [lambda state: state["model"].popitem(), lambda state: state.pop("model")], ids=["one less", "none"]
+)
+def test_finished_run_whose_weights_no_longer_fit_says_how_to_train_it_again(tiny, splits, copy, change):
+    """As after a change of the library's networks."""
+    state = read_checkpoint(copy / "checkpoint.pt")
+    change(state)
+    torch.save(state, copy / "checkpoint.pt")
+    run = train_or_load(tiny, splits, 0, copy)
+    with pytest.raises(ValueError, match=rf"checkpoint.pt does not fit this version of fgvclib; delete {copy} to"):
+        _ = run.model

@@ -218,6 +218,15 @@ def test_other_generator_version_is_refused(small, monkeypatch):
         synthbirds.generate(small, **SMALL)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"\xff\xfe\xff", b"null"])
+def test_damaged_record_is_named(tmp_path, content):
+    record = tmp_path / "synthbirds.json"
+    record.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{record} is damaged: delete the folder {tmp_path} to have the birds drawn"):
+        synthbirds.generate(tmp_path, **SMALL)
+    assert record.read_bytes() == content
+
+
 def test_foreign_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a synthetic bird data set"):

@@ -115,7 +115,7 @@ def test_answer_joins_the_photo_and_its_four_best_windows(system, batch, monkeyp
 
 
 def test_small_crops_are_refused():
-    with pytest.raises(ValueError, match="nts finds too few windows in 128 px; set crop_size to 224 or more"):
+    with pytest.raises(ValueError, match="crop_size is 128, but NTS needs 224 pixels or more; raise it"):
         NTS(CLASSES, BACKBONE, 128, pretrained=False)
 
 

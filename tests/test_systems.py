@@ -66,6 +66,43 @@ def train(system, batch, steps: int, rate: float = 0.003) -> list[float]:
     return losses
 
 
+MMALS = {"mmal", "mmal-vehicles"}
+# Backbone and crop → systems that refuse them.
+REFUSING = {
+    (BACKBONE, 8): {"isqrt", "nts", *MMALS},
+    (BACKBONE, 32): {"nts"},
+    ("resnet10t", 24): {"isqrt", "nts", *MMALS},
+    ("convnext_atto", 32): {"nts", "racnn", *MMALS},  # of which some look at half the side
+    ("vit_tiny_patch16_224", 40): set(SYSTEMS),  # 40 is no multiple of 16
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("backbone, side", REFUSING)
+def test_a_crop_is_refused_in_a_sentence_or_trains(name, backbone, side, batch):
+    if name in REFUSING[backbone, side]:
+        with pytest.raises(ValueError, match=f"crop_size (is|=) {side}|mmal needs a convolutional|output stride of 16"):
+            SYSTEMS[name](CLASSES, backbone, side, pretrained=False)
+        return
+    system = SYSTEMS[name](CLASSES, backbone, side, pretrained=False).train()
+    system.begin_epoch(5, 10)
+    assert all(map(math.isfinite, train(system, batch, steps=1)))
+    with torch.no_grad():
+        assert system.eval().predict(batch["image"]).log_probabilities.isfinite().all()
+
+
+def test_pictures_are_of_the_sides_that_are_checked(system, batch):
+    seen = set()
+    for layer in system.modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
+            layer.register_forward_pre_hook(lambda layer, inputs: seen.add(tuple(inputs[0].shape[2:])))
+    system.train()
+    system.begin_epoch(5, 10)
+    train(system, batch, steps=1)
+    half = system.crop_size // 2
+    assert seen == {(system.crop_size,) * 2, *([(half, half)] if system.halves else [])}
+
+
 def test_an_answer_costs_the_stated_passes(system, batch):
     counted = count_pixels(system.eval())
     with torch.no_grad():

@@ -68,6 +68,25 @@ def test_each_run_is_trained_once_and_one_that_fails_stops_no_other(experiment, 
     assert all(torch.equal(value, alone[name]) for name, value in trained[1].model.state_dict().items())
 
 
+def test_reports_that_no_pipe_holds_at_once_arrive_whole(experiment):
+    runs = [(letter * 100_000, 0) for letter in "ab"]
+    with pytest.raises(TrainingsFailed) as failure:
+        train_side_by_side(experiment, runs, jobs=2)
+    lines = sorted(str(failure.value).splitlines())
+    assert [line.startswith(f"{row}-seed0: {row!r} is not a row") for line, (row, _) in zip(lines, runs, strict=True)]
+
+
+def test_training_that_is_killed_is_told(experiment, monkeypatch):
+    monkeypatch.setattr(trainings, "_train", killed)
+    with pytest.raises(TrainingsFailed, match="^A training ended with exit status -9 "):
+        train_side_by_side(experiment, RUNS, jobs=2)
+
+
+def killed(*arguments):
+    """In place of a training: a process that ends without a word."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def failing(begun, error):
     """In place of `Experiment.run`: notes the row, and raises the error in the row "b"."""
 
@@ -111,6 +130,17 @@ def test_processes_of_one_launch_stop_together(experiment, monkeypatch):
     with pytest.raises(FloatingPointError):
         train_side_by_side(experiment, RUNS, jobs=1)
     assert begun == ["a", "b"]
+
+
+def test_processes_of_one_launch_train_one_run_at_a_time(experiment, monkeypatch):
+    begun = []
+    monkeypatch.setattr(trainings, "process_state", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(experiment, "run", failing(begun, None))
+    with pytest.raises(ValueError, match="^2 trainings at a time are .* of the 2 processes of .*; leave --jobs out.$"):
+        train_side_by_side(experiment, RUNS, jobs=2)
+    assert not begun
+    train_side_by_side(experiment, RUNS[:1], jobs=2)
+    assert begun == ["a"]
 
 
 def test_swallowed_interrupt_stops_at_the_next_line(capsys):

@@ -142,23 +142,23 @@ def mask_picture(mask: Tensor, body: float, cell: int = 16) -> Image.Image:
     return whole
 
 
-def bars_picture(probabilities: pd.DataFrame, colours: Mapping[str, str], answer: str | None, count: int = 4):
-    """Grouped bars as a panel's picture: classes (rows) by what the classifier was shown (columns).
+def bars_picture(probabilities: pd.DataFrame, colours: Mapping[str, str], answer: int | None, count: int = 4):
+    """Grouped bars as a panel's picture: classes (rows, in order, by name) by what the classifier was shown (columns).
 
-    The most probable classes of the last column, and the right `answer` in any case, which a check mark names.
+    The most probable classes of the last column, and in any case the right `answer`, a label, which has a check mark.
     """
-    best = probabilities.iloc[:, -1].nlargest(min(count, len(probabilities))).index.tolist()
+    best = probabilities.iloc[:, -1].reset_index(drop=True).nlargest(count).index.tolist()
     if answer is not None and answer not in best:
         best = [*best[:-1], answer]
     picture = Image.new("RGB", _pixels(SIDE, SIDE), "white")
     draw = ImageDraw.Draw(picture)
     height = SIDE / count
-    for place, name in enumerate(best):
+    for place, label in enumerate(best):
         top = place * height
-        mark = "✓ " if name == answer else ""
-        draw.text(_pixels(0, top), mark + shorten(name, 31), INK, _font(11, bold=bool(mark)))
+        mark = "✓ " if label == answer else ""
+        draw.text(_pixels(0, top), mark + shorten(probabilities.index[label], 31), INK, _font(11, bold=bool(mark)))
         for line, (shown, colour) in enumerate(colours.items()):
-            value, y = float(probabilities.loc[name, shown]), top + 16 + 12 * line
+            value, y = float(probabilities[shown].iloc[label]), top + 16 + 12 * line
             draw.rectangle([*_pixels(0, y + 1), *_pixels(max(1, (SIDE - 40) * value), y + 10)], fill=colour)
             draw.text(_pixels((SIDE - 40) * value + 5, y - 1), f"{value:.0%}", INK, _font(10))
     return picture

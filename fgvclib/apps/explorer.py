@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from fgvclib.apps.canvas import Panel, attention_picture, bars_picture, compose, mask_picture, to_jpeg
-from fgvclib.apps.predict import readable
+from fgvclib.apps.predict import readable_names
 from fgvclib.config import Config
 from fgvclib.data.augment import to_input
 from fgvclib.data.index import BOX
@@ -70,7 +70,7 @@ class Photo:
 
     image: Tensor
     name: str
-    answer: str | None = None  # the right class
+    label: int | None = None  # of the right class
     true_box: tuple[float, ...] | None = None  # xyxy in [0, 1]
     teacher_map: Tensor | None = None  # M (1, 1, n, n) of a teacher that never changes, where it is known
 
@@ -157,7 +157,7 @@ class Explorer:
         self.experiment = experiment
         self.rows = [row for row in [*reversed(ROWS), SETTING_2] if experiment.is_trained(row)]
         self.others = [*self.rows, *(system for system in SYSTEMS if experiment.is_trained(system))]
-        self.classes = [readable(name) for name in experiment.splits.class_names]
+        self.classes = readable_names(experiment.splits.class_names)
         self._models: dict[str, EndToEndModel | System] = {}
         self._seen: tuple[str, Photo, Seen] | None = None
         self._other: tuple[str, Photo, Other] | None = None
@@ -182,7 +182,7 @@ class Explorer:
         if self.config.teacher_weights == "imagenet":  # then show the M that was trained on
             component = teacher_component(splits.train, self.config)
             teacher_map = teacher_maps(splits.test.iloc[[number]], self.config, component)
-        return Photo(image, f"test photo {number}", self.classes[row["label"]], true_box, teacher_map)
+        return Photo(image, f"test photo {number}", int(row["label"]), true_box, teacher_map)
 
     def uploaded_photo(self, content: bytes, name: str) -> Photo:
         """A file that somebody uploaded. Raises OSError where it is not a photo."""
@@ -257,7 +257,7 @@ class Explorer:
         seen_at = f"from {seen.side}×{seen.side} pixels"
         names = (self._says(seen.probabilities[0]), *(self._says(values) for values in result.probabilities))
         return [
-            Panel(self._picture(photo.image[0]), "1 · Photo", photo.answer or photo.name, on_photo, smooth=True),
+            Panel(self._picture(photo.image[0]), "1 · Photo", self._title(photo), on_photo, smooth=True),
             self._map_panel(seen, ATTNET, "2 · AttNet's map A", seen_at, source, cells),
             self._map_panel(seen, TEACHER, "3 · Teacher's map M", "what A is trained towards", source, cells),
             Panel(
@@ -281,12 +281,15 @@ class Explorer:
         values = torch.cat([seen.probabilities, result.probabilities]).T.numpy()
         table = pd.DataFrame(values, self.classes, list(BAR_COLOURS))
         if other is None:
-            return bars_picture(table, BAR_COLOURS, photo.answer)
+            return bars_picture(table, BAR_COLOURS, photo.label)
         table.insert(0, other.name, other.probabilities[0].numpy())
-        return bars_picture(table, {other.name: OTHER_COLOUR} | BAR_COLOURS, photo.answer, count=3)
+        return bars_picture(table, {other.name: OTHER_COLOUR} | BAR_COLOURS, photo.label, count=3)
 
     def _picture(self, image: Tensor) -> Image.Image:
         return Image.fromarray((255 * to_picture(image, self.config)).round().astype(np.uint8))
+
+    def _title(self, photo: Photo) -> str:
+        return photo.name if photo.label is None else self.classes[photo.label]
 
     def _says(self, probabilities: Tensor) -> str:
         value, label = probabilities.max(dim=0)
@@ -302,12 +305,12 @@ class Explorer:
             true = torch.tensor([photo.true_box]).float().expand(2, 4)
             hull, own = box_iou(true, result.boxes.clamp(0, 1)).tolist()
             parts.append(f"With the true box: exact {hull:.2f}, AffNet {own:.2f}.")
-        if photo.answer:
-            label = self.classes.index(photo.answer)
-            before, after = float(seen.probabilities[0, label]), result.probabilities[:, label].tolist()
+        if photo.label is not None:
+            before = float(seen.probabilities[0, photo.label])
+            after = result.probabilities[:, photo.label].tolist()
             parts.append(
-                f"The right answer, {photo.answer}, gets {before:.0%} from the whole photo, {after[0]:.0%} from the "
-                f"crop at the exact box, {after[1]:.0%} from the crop at AffNet's."
+                f"The right answer, {self.classes[photo.label]}, gets {before:.0%} from the whole photo, "
+                f"{after[0]:.0%} from the crop at the exact box, {after[1]:.0%} from the crop at AffNet's."
             )
         else:
             parts.append(f"The network knows {len(self.classes)} classes and has to choose one of them for any photo.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import synthbirds
 from fgvclib.apps.export import half_precision_weights, write_onnx
-from fgvclib.apps.predict import Recogniser, readable
+from fgvclib.apps.predict import Recogniser, readable_names
 from fgvclib.model.backbones import normalisation
 from fgvclib.model.geometry import crop, min_max_normalise, widen
 from fgvclib.model.system import EndToEndModel
@@ -76,10 +76,11 @@ def export_page(checkpoint: Path, folder: Path) -> Path:
     preprocess = model.affnet.preprocess
     about = {
         "size": config.image_size,
+        "attnet_size": model.attnet.input_size,
         "mean": mean,
         "std": std,
         "tau": preprocess.w_tau.item(),
-        "classes": [readable(name) for name in recogniser.class_names],
+        "classes": readable_names(recogniser.class_names),
         "samples": _draw_samples(folder, config.image_size),
     }
     write_json(folder / "system.json", about)

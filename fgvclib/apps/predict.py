@@ -5,7 +5,8 @@ needs the run's AttNet beside it.
 """
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,10 +59,10 @@ class Recogniser:
             self.config = Config(**state["config"])
             self.model = build_network(self.config, len(self.class_names), pretrained=False).eval()
             self.model.load_state_dict(state["model"])
-            self.device = default_device()
-            self.model.to(self.device)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{checkpoint} does not fit this version of fgvclib; train again.") from error
+        self.device = default_device()
+        self.model.to(self.device)
         if self.config.fixed_box in NO_CROP:
             cut_to = NO_CROP[self.config.fixed_box]
             raise ValueError(f"{checkpoint} was trained on crops at {cut_to}; choose the checkpoint of another system.")
@@ -112,8 +113,9 @@ def _read(checkpoint: Path) -> dict:
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint} does not exist or is not a file; give the checkpoint.pt in a run's folder.")
     try:
-        return read_checkpoint(checkpoint)
-    except ValueError as error:
+        state = read_checkpoint(checkpoint)
+        return {name: state[name] for name in ("config", "class_names", "history", "model")}
+    except (KeyError, ValueError) as error:  # attnet.pt, too, is a checkpoint, but not that of a system
         raise ValueError(
             f"{checkpoint} is not a checkpoint of this version of fgvclib; give the checkpoint.pt in a run's folder."
         ) from error
@@ -174,6 +176,13 @@ def draw(photo: Image.Image, found: Recognition) -> Image.Image:
 def readable(class_name: str) -> str:
     """A class name without the number of CUB-200-2011 and with blanks: `014.Indigo_Bunting` → `Indigo Bunting`."""
     return re.sub(r"^\d+\.", "", class_name).replace("_", " ")
+
+
+def readable_names(class_names: Sequence[str]) -> list[str]:
+    """The names of all classes, readable, but whole where two of them would read alike: `001.Crow` and `002.Crow`."""
+    found = [readable(name) for name in class_names]
+    count = Counter(found)
+    return [text if count[text] == 1 else name for text, name in zip(found, class_names, strict=True)]
 
 
 def save_drawing(picture: Image.Image, path: Path) -> None:

@@ -12,6 +12,8 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
@@ -175,6 +177,7 @@ def over_processes(config: Config, count: int) -> pd.DataFrame:
     """A training step of one process, and of each of `count` that join by gloo on the CPU, with a thread each.
 
     Every process has a batch of its own. Columns: processes, ms a step, photos a second of all processes together.
+    Raises RuntimeError where one of them fails.
     """
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
@@ -185,13 +188,29 @@ def over_processes(config: Config, count: int) -> pd.DataFrame:
         group = [context.Process(target=_timed_steps, args=(rank, *arguments)) for rank in range(count)]
         for process in group:
             process.start()
-        for process in group:
-            process.join()
-    if any(process.exitcode for process in group):
-        raise RuntimeError(f"A process of the group ended with exit status {[p.exitcode for p in group]}.")
+        _wait_for(group)
     rows = [{"processes": processes, "ms": 1e3 * seconds} for processes, seconds in answers.get().items()]
     table = pd.DataFrame(rows)
     return table.assign(photos_per_s=1e3 * config.batch_size * table["processes"] / table["ms"])
+
+
+def _wait_for(group: Sequence[BaseProcess]) -> None:
+    """Wait until all have ended. Raises RuntimeError where one fails, for which the others would wait for ever."""
+    running = {process.sentinel: process for process in group}
+    try:
+        while running:
+            for sentinel in wait(list(running)):
+                process = running.pop(sentinel)
+                process.join()
+                if process.exitcode:
+                    raise RuntimeError(
+                        f"One of {len(group)} processes that train together ended with exit status {process.exitcode}: "
+                        "its own message is above, or in the terminal; where there is none, free some memory."
+                    )
+    finally:
+        for process in running.values():
+            process.kill()
+            process.join()
 
 
 def _timed_steps(rank: int, count: int, config: Config, place: str, together, answers) -> None:

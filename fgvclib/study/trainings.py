@@ -12,9 +12,8 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.queues import SimpleQueue
 
 import torch
 
@@ -53,10 +52,17 @@ def train_side_by_side(experiment: Experiment, runs: Sequence[tuple[str, int]], 
     """Train runs (row, seed) that are not there yet, `jobs` at a time; one job trains in this process.
 
     Where one fails, the others go on, and TrainingsFailed tells at the end; a single run raises its own error. An
-    interrupt stops all of them, each after it has said what is saved.
+    interrupt stops all of them, each after it has said what is saved. Raises ValueError where the processes of
+    `accelerate launch`, which share every run, are to train several at a time.
     """
-    # Of the processes of `accelerate launch`, one that went on alone would wait for the others for ever.
-    if len(runs) == 1 or (jobs == 1 and process_state().num_processes > 1):
+    together = process_state().num_processes
+    if len(runs) > 1 and jobs > 1 and together > 1:
+        raise ValueError(
+            f"{jobs} trainings at a time are wanted of each of the {together} processes of `accelerate launch`, which "
+            "train one run after the other together; leave --jobs out."
+        )
+    # Of these processes, one that went on alone would wait for the others for ever.
+    if len(runs) == 1 or together > 1:
         for row, seed in runs:
             experiment.run(row, seed)
         return
@@ -91,25 +97,24 @@ def _train_together(experiment: Experiment, runs: Sequence[tuple[str, int]], job
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload([__name__])  # torch is imported once; without a fork server it has no effect
-    problems, waiting, running = context.SimpleQueue(), list(runs), {}
+    waiting, running, failures = list(runs), {}, []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                process = context.Process(target=_train, args=(experiment, *waiting.pop(0), problems))
+                report, end = context.Pipe(duplex=False)
+                process = context.Process(target=_train, args=(experiment, *waiting.pop(0), end))
                 process.start()
-                running[process.sentinel] = process
-            for sentinel in wait(list(running)):
-                _note_death(running.pop(sentinel), problems)
+                end.close()  # the process alone holds it now: the report ends with it
+                running[report] = process
+            for report in wait(list(running)):
+                failures += _failures_of(running.pop(report), report)
     finally:
         _stop(list(running.values()))
-    failures = []
-    while not problems.empty():
-        failures.append(problems.get())
     return failures
 
 
-def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -> None:
-    """One training, in a process of its own."""
+def _train(experiment: Experiment, row: str, seed: int, report: Connection) -> None:
+    """One training, in a process of its own; sends a line where it fails."""
     with suppress(AttributeError, OSError):
         os.setsid()  # the terminal's Ctrl-C goes to the parent alone, which passes it on once
     start_workers_as_usual()
@@ -128,7 +133,7 @@ def _train(experiment: Experiment, row: str, seed: int, problems: SimpleQueue) -
                 f"{name}: interrupted; what it had saved is kept, and the same command goes on from there.", flush=True
             )
             sys.exit(130)
-        problems.put(f"{name}: {error}")
+        report.send(f"{name}: {error}")
 
 
 def start_workers_as_usual() -> None:
@@ -157,10 +162,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _note_death(process: BaseProcess, problems: SimpleQueue) -> None:
+def _failures_of(process: BaseProcess, report: Connection) -> list[str]:
+    """Wait for a process that has reported a failure, or ended → a line for each failure."""
+    failures = []
+    with report, suppress(EOFError, OSError):  # nothing, or half a line of a process that was killed
+        failures.append(report.recv())  # before the join: a line that no pipe holds at once keeps the process waiting
     process.join()
     if process.exitcode:
-        problems.put(f"A training ended with exit status {process.exitcode} (out of memory, or killed from outside).")
+        failures.append(
+            f"A training ended with exit status {process.exitcode} (out of memory, or killed from outside)."
+        )
+    return failures
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:

@@ -1,6 +1,7 @@
 """What a system is: the interface that the training loop, the scores and the tables know."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class System(nn.Module):
     """One system of Table 3: X (B, 3, H, W), normalised → `Looks`. A rival is one file, and one line in `SYSTEMS`.
 
     Whatever has parameters runs inside `forward`, as several GPUs need. Hence its `labels`, for pairs and centres.
+    Raises ValueError for a crop_size below `smallest_crop`, or one that the backbone cannot take.
     """
 
     localise = False  # whether its answer has boxes
@@ -30,14 +32,20 @@ class System(nn.Module):
     training_passes = 1.0  # for one training step
     batches: tuple[int, int] | None = None  # (classes, photos of each) in a batch, where it must be balanced
     smallest_crop = 1  # the least crop_size, in pixels, that it takes
+    halves = False  # whether its backbone also sees pictures of half that side
     without_gradient: tuple[str, ...] = ()  # parameters that not every batch reaches
 
     def __init__(
         self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True, output_stride: int = 32
     ):
         super().__init__()
+        if crop_size < self.smallest_crop:
+            least = f"{type(self).__name__} needs {self.smallest_crop} pixels or more"
+            raise ValueError(f"crop_size is {crop_size}, but {least}; raise it.")
         self.num_classes, self.crop_size = num_classes, crop_size
         self.backbone = create_backbone(backbone, pretrained, output_stride)
+        for side in (crop_size, crop_size // 2)[: 1 + self.halves]:
+            check_side(self.backbone, backbone, side, crop_size)
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, h, w) → the backbone's last map F (B, C, h / stride, w / stride)."""
@@ -72,6 +80,19 @@ class System(nn.Module):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Freeze and thaw, switch phases; `epoch` counts from 0."""
+
+
+@torch.no_grad()
+def check_side(backbone: nn.Module, tag: str, side: int, crop_size: int) -> None:
+    """Raises ValueError where a backbone cannot take pictures of `side` pixels: a pass of shapes alone."""
+    shapes = deepcopy(backbone).to("meta").eval()
+    try:
+        feature_maps(shapes, torch.empty(1, 3, side, side, device="meta"))
+    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"{tag} cannot take pictures of {side} pixels ({error}), which crop_size = {crop_size} asks of it; choose "
+            "another crop_size or backbone."
+        ) from error
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

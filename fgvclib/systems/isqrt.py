@@ -20,6 +20,8 @@ OUTPUT_RATE = 5.0  # fast-MPN-COV
 class ISqrtCov(System):
     """X → resized → F at stride 16 → 1×1 convolution to d channels → Σ → its square root, upper triangle → linear."""
 
+    smallest_crop = 2 * OUTPUT_STRIDE  # a single cell has no covariance
+
     def __init__(self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True):
         super().__init__(num_classes, backbone, crop_size, pretrained, OUTPUT_STRIDE)
         undo_dilation(self.backbone)

@@ -44,6 +44,8 @@ class MMAL(System):
     localise = True
     passes = 2.0
     training_passes = 3.75  # 1 + 1 + 7 windows at half the side
+    halves = True
+    smallest_crop = 4 * FEWEST_CELLS  # the first stage that is made of blocks has a stride of 4
     sizes = BIRDS
     photo_alone = False
 

@@ -53,13 +53,13 @@ class Navigator(nn.Module):
 class NTS(System):
     """Logits "main" (photo and windows together) and, in training, "photo" and "windows" (6 B); scores as a part.
 
-    Raises ValueError for a crop of less than 224 px, on which hardly any windows are left (ours), and for a backbone
-    whose last stage has another stride than the windows' first level.
+    Raises ValueError for a backbone whose last stage has another stride than the windows' first level.
     """
 
     passes = 2.0  # 1 + 4 windows at half the side
     training_passes = 2.5  # 1 + 6
-    smallest_crop = 224
+    halves = True
+    smallest_crop = 224  # in a smaller one hardly any windows are left (ours)
     # Scores of a level learn only where one of its windows was chosen; a convolution, from its own level and the later.
     without_gradient = tuple(
         f"navigator.{part}.{level}.{kind}"
@@ -69,10 +69,6 @@ class NTS(System):
     )
 
     def __init__(self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True):
-        if crop_size < self.smallest_crop:
-            raise ValueError(
-                f"nts finds too few windows in {crop_size} px; set crop_size to {self.smallest_crop} or more."
-            )
         super().__init__(num_classes, backbone, crop_size, pretrained)
         stride, needed = self.backbone.feature_info[-1]["reduction"], LEVELS[0][0]
         if stride != needed:

@@ -34,6 +34,7 @@ class RACNN(System):
     localise = True
     passes = 1.5
     training_passes = 3.0  # 1.5 in each of the two steps
+    halves = True
     first_epoch = False
 
     def __init__(self, num_classes: int, backbone: str, crop_size: int, pretrained: bool = True):

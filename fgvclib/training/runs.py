@@ -78,13 +78,20 @@ class Run:
 
     @cached_property
     def model(self) -> EndToEndModel | System:
-        """The trained model in evaluation mode, on the CPU. Raises ValueError where its weights cannot be read."""
+        """The trained model in evaluation mode, on the CPU.
+
+        Raises ValueError where its weights cannot be read, or do not fit the network of this version of the library.
+        """
         model = build_network(self.config, len(self.splits.class_names), pretrained=False)
+        again = f"delete {self.folder} to train this run again."
         try:
-            model.load_state_dict(read_checkpoint(self.checkpoint)["model"])
+            state = read_checkpoint(self.checkpoint)
         except (FileNotFoundError, ValueError) as error:
-            reason = str(error).partition(";")[0]
-            raise ValueError(f"{reason}; delete {self.folder} to train this run again.") from error
+            raise ValueError(f"{str(error).partition(';')[0]}; {again}") from error
+        try:
+            model.load_state_dict(state["model"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{self.checkpoint} does not fit this version of fgvclib; {again}") from error
         return model.eval()
 
 

@@ -17,6 +17,7 @@ async function start() {
     thumbnail.onkeydown = (event) => { if (event.key === "Enter") thumbnail.onclick(); };
     element("samples").append(thumbnail);
   }
+  element("seen-at").textContent = ` at ${system.attnet_size}×${system.attnet_size} pixels`;
   element("tau").value = system.tau;
   element("tau").oninput = update;
   element("reset").onclick = () => { element("tau").value = system.tau; update(); };
@@ -59,6 +60,18 @@ async function update() { // one pass at a time; the slider's last value always 
   if (!image) return;
   if (running) { again = true; return; }
   running = true;
+  try {
+    await look();
+  } catch (error) {
+    const reason = error.message ?? error; // the runtime also throws numbers
+    element("status").textContent = `The networks gave no answer (${reason}); try again, or reload the page.`;
+  } finally {
+    running = false;
+  }
+  if (again) { again = false; await update(); }
+}
+
+async function look() {
   const began = performance.now();
   const tau = Number(element("tau").value);
   const { attention, mask, theta } = await locate.run({ images: image, tau: new ort.Tensor("float32", [tau], [1]) });
@@ -67,8 +80,6 @@ async function update() { // one pass at a time; the slider's last value always 
   draw(tau, attention, mask, theta, crop, whole);
   element("status").textContent = `${Math.round(performance.now() - began)} ms`;
   window.answer = { theta: [...theta.data], attention: [...attention.data], logits: [...crop.logits.data], tau };
-  running = false;
-  if (again) { again = false; await update(); }
 }
 
 function draw(tau, attention, mask, theta, crop, whole) {
