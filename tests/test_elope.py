@@ -290,6 +290,14 @@ def test_boxes_of_another_baseline_are_refused(copy, done):
     assert len(str(refusal.value).splitlines()) == 1
 
 
+def test_baseline_without_its_weights_is_refused_with_a_sentence(copy):
+    """As it is copied from the committed runs."""
+    shutil.rmtree(copy.run_folder("ELoPE"))
+    (copy.run_folder("Baseline") / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=rf"checkpoint.pt is missing.*; delete {copy.run_folder('Baseline')} to train"):
+        copy.run("ELoPE")
+
+
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_boxes_belong_to_the_run(finished, part):
     run = finished[0].run("ELoPE")

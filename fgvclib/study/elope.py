@@ -60,10 +60,13 @@ def with_attnet_boxes(
 ) -> Splits:
     """The splits with the columns `CROP`: boxes from `folder`, made there with the run `baseline` where there are none.
 
-    Raises ValueError where they were made from another baseline or other data, and where there is neither.
+    Raises ValueError where they were made from another baseline or other data, where there is neither, and where the
+    baseline has lost its weights.
     """
     identity = run_identity(config, splits, seed) | {"world_size": 1}  # AttNet learns in one process
     if baseline:
+        if not baseline.checkpoint.exists():
+            raise ValueError(f"{baseline.checkpoint} is missing; delete {baseline.folder} to train this run again.")
         identity["data"][BASELINE] = weights_checksum(baseline.checkpoint)
     with process_state().main_process_first():
         if baseline and not has_boxes(folder):
