@@ -66,9 +66,7 @@ def with_attnet_boxes(
     identity = run_identity(config, splits, seed) | {"world_size": 1}  # AttNet learns in one process
     if baseline:
         if not baseline.checkpoint.exists():
-            raise ValueError(
-                f"{baseline.checkpoint} is missing, from which AttNet learns; delete {baseline.folder} to train it again."
-            )
+            raise ValueError(f"{baseline.checkpoint} is missing; delete {baseline.folder} to train this run again.")
         identity["data"][BASELINE] = weights_checksum(baseline.checkpoint)
     with process_state().main_process_first():
         if baseline and not has_boxes(folder):
