@@ -72,8 +72,8 @@ def some_boxes(tmp_path_factory, places):
     """The same photos, of which half the test photos have a true box."""
     folder = tmp_path_factory.mktemp("boxed") / "folder"
     shutil.copytree(os.environ["FGVC_FOLDER"], folder)
-    paths = [f"test/{name}/0.png" for name in ("Robin", "Wren")]
-    pd.DataFrame({"path": paths, "x1": 10, "y1": 10, "x2": [30, 50], "y2": 40}).to_csv(folder / "boxes.csv", index=False)
+    boxes = {"path": [f"test/{name}/0.png" for name in ("Robin", "Wren")], "x1": 10, "y1": 10, "x2": [30, 50], "y2": 40}
+    pd.DataFrame(boxes).to_csv(folder / "boxes.csv", index=False)
     return folder
 
 
