@@ -64,7 +64,7 @@ def test_folder_without_clones_is_told(official, tmp_path):
 
 @pytest.mark.parametrize(
     "systems, size, told",
-    [("mmmal", "64", "system is 'mmmal'"), ("nts", "64", "set crop_size to 224"), ("nts", "0", "image_size = 0, but")],
+    [("mmmal", "64", "system is 'mmmal'"), ("nts", "64", "NTS needs 224 pixels"), ("nts", "0", "image_size = 0, but")],
 )
 def test_what_cannot_be_measured_is_told_in_a_sentence(official, systems, size, told, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["systems.py", "--systems", systems, "--size", size])
