@@ -78,3 +78,8 @@ def test_seeds_that_disagree_widen_the_interval():
     apart = alike + np.array([[-4.0], [0.0], [4.0]])
     none = np.zeros_like(alike)
     assert crossed_difference(apart, none).half_width > 3 * crossed_difference(alike, none).half_width
+
+
+def test_a_single_photo_has_no_interval():
+    found = crossed_difference(np.array([[100.0], [100.0]]), np.array([[0.0], [0.0]]))
+    assert str(found) == "+100.0, one photo and no interval" and not found.told_apart

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, isinf, sqrt
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from fgvclib.training.runs import Run
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference and the half width of its 95 % interval."""
+    """A mean difference and the half width of its 95 % interval, which is infinite for a single photo."""
 
     mean: float
     half_width: float
@@ -24,6 +24,8 @@ class Difference:
         return abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
+        if isinf(self.half_width):
+            return f"{self.mean:+.1f}, one photo and no interval"
         return f"{self.mean:+.1f} ± {self.half_width:.1f}" + ("" if self.told_apart else ", not told apart")
 
 
@@ -37,6 +39,8 @@ def crossed_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     seeds, photos = differences.shape
     centre = differences.mean()
+    if photos == 1:
+        return Difference(centre, inf)
     by_seed = differences.mean(axis=1, keepdims=True) - centre
     by_photo = differences.mean(axis=0, keepdims=True) - centre
     photo_square = seeds * np.square(by_photo).sum() / (photos - 1)
