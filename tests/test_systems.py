@@ -73,7 +73,7 @@ REFUSING = {
     (BACKBONE, 32): {"nts"},
     ("resnet10t", 24): {"isqrt", "nts", *MMALS},
     ("convnext_atto", 32): {"nts", "racnn", *MMALS},  # of which some look at half the side
-    ("vit_tiny_patch16_224", 40): set(SYSTEMS),  # 40 is no multiple of 16
+    ("vit_tiny_patch16_224", 40): set(SYSTEMS),  # 40 is not a multiple of 16
 }
 
 

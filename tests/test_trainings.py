@@ -136,7 +136,7 @@ def test_processes_of_one_launch_train_one_run_at_a_time(experiment, monkeypatch
     begun = []
     monkeypatch.setattr(trainings, "process_state", lambda: SimpleNamespace(num_processes=2))
     monkeypatch.setattr(experiment, "run", failing(begun, None))
-    with pytest.raises(ValueError, match="^2 trainings at a time are .* of the 2 processes of .*; leave --jobs out.$"):
+    with pytest.raises(ValueError, match="^--jobs 2 does not go with .* whose 2 processes .*; leave --jobs out.$"):
         train_side_by_side(experiment, RUNS, jobs=2)
     assert not begun
     train_side_by_side(experiment, RUNS[:1], jobs=2)

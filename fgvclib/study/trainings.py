@@ -58,8 +58,8 @@ def train_side_by_side(experiment: Experiment, runs: Sequence[tuple[str, int]], 
     together = process_state().num_processes
     if len(runs) > 1 and jobs > 1 and together > 1:
         raise ValueError(
-            f"{jobs} trainings at a time are wanted of each of the {together} processes of `accelerate launch`, which "
-            "train one run after the other together; leave --jobs out."
+            f"--jobs {jobs} does not go with `accelerate launch`, whose {together} processes train one run together; "
+            "leave --jobs out."
         )
     # Of these processes, one that went on alone would wait for the others for ever.
     if len(runs) == 1 or together > 1:

@@ -90,7 +90,7 @@ def fgvc():
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="MINUTES", help="Limit for each notebook.")
 @click.option("--force", is_flag=True, help="Execute also what is done.")
 @click.option("--fresh", is_flag=True,
-              help="Train all runs anew that it needs; the old ones move to runs/replaced.")  # fmt: skip
+              help="Train anew all runs that it needs; the old ones move to runs/replaced.")  # fmt: skip
 def run(notebook, parameter, overrides, force, fresh, **settings):
     """Execute NOTEBOOK: 03, 03_affnet, a path, all, or reproduction (00 to 07)."""
     parameters = {name: literal(text) for name, text in parameter}
