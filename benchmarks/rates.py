@@ -6,8 +6,8 @@ A training is that of `fgvc train --set learning_rate=…`, in the same folder: 
 interrupted search goes on where it stopped. `rates.csv`, in the results folder of the profile, has a line for each
 system, rate and seed: the best validation accuracy in [0, 1], the first epoch that had it, and the accuracy after the
 last epoch, with whose weights a run is scored. Where the training diverged, the epoch is 0 and both accuracies are
-missing. The test split is looked at afterwards, for the chosen rate alone; with ELoPE, the Baseline that it builds on is
-scored as well.
+missing. The test split is looked at afterwards, for the chosen rate alone; with ELoPE, the Baseline that it builds on
+is scored as well.
 """
 
 import argparse
