@@ -7,7 +7,7 @@ import tempfile
 import filelock._unix
 import pytest
 
-from fgvclib.utils.files import atomic_path, keep_socket_names_short, locked, move_into_place
+from fgvclib.utils.files import atomic_path, keep_socket_names_short, locked, move_into_place, read_json
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -25,6 +25,13 @@ def test_what_fails_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", '{"name": "Möwe"}'.encode("latin-1"), b"\xff\xfe"])
+def test_damaged_json_is_named(tmp_path, content):
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'file.json'} is not valid JSON .+; delete it and run again"):
+        read_json(tmp_path / "file.json")
 
 
 def folder(path, content):

@@ -114,5 +114,5 @@ def read_json(path: Path | str) -> Any:
     """The value in a JSON file. Raises ValueError that names the file where it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text in UTF-8
         raise ValueError(f"{path} is not valid JSON ({error}); delete it and run again.") from error
