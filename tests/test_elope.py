@@ -173,6 +173,12 @@ def test_baseline_is_not_touched(finished):
     assert any(not torch.equal(value, start[name]) for name, value in attnet.stem.state_dict(prefix="stem.").items())
 
 
+def test_boxes_say_what_they_took(finished):
+    experiment, _ = finished
+    made_by = read_checkpoint(experiment.run_folder("ELoPE") / "attnet.pt")["provenance"]
+    assert made_by["minutes"] > 0 and made_by["commit"]
+
+
 def test_attnet_learns_the_maps(finished):
     """A dozen epochs bring its maps nearer to the Baseline's than two."""
     experiment, _ = finished

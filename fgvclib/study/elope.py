@@ -7,6 +7,7 @@ photos. There is no AffNet, and no gradient reaches a box. (c) is an ordinary ru
 Ours: AttNet starts from ImageNet weights instead of (a)'s stem, and learns by Adam, as before an end-to-end training.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,9 +84,11 @@ def with_attnet_boxes(
 
 
 def _make(baseline: Run, splits: Splits, config: Config, seed: int, path: Path, identity: dict) -> None:
+    started = time.perf_counter()
     attnet = learn_maps(baseline, splits, config, seed)
     boxes = {name: find_boxes(attnet, getattr(splits, name), config) for name in ("train", "validation", "test")}
-    state = {"model": attnet.state_dict(), "boxes": boxes, "provenance": provenance(default_device())}
+    made_by = provenance(default_device()) | {"minutes": round((time.perf_counter() - started) / 60, 2)}
+    state = {"model": attnet.state_dict(), "boxes": boxes, "provenance": made_by}
     save_checkpoint(path, identity | state)
 
 
