@@ -12,6 +12,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -195,18 +196,17 @@ def _trusted(cell: NotebookNode, original: NotebookNode | None) -> NotebookNode:
 
 
 def _execute(notebook: NotebookNode) -> NotebookNode:
-    """As far as it comes: until a kernel dies, or a cell has ignored its interrupt until the time limit of them all."""
+    """As far as it comes: until a kernel dies, or a cell ignores its interrupt."""
     with tempfile.TemporaryDirectory(prefix="fgvc-grade-") as folder, own_kernel() as environment:
         copy, errors = Path(folder) / "submission.ipynb", Path(folder) / "errors.txt"
         nbformat.write(notebook, copy)
         environment[HEADLESS] = "1"
         command = [sys.executable, "-P", "-c", _EXECUTE, str(copy), folder, str(CELL_SECONDS), str(START_SECONDS)]
-        limit = START_SECONDS + CELL_SECONDS * sum(cell.cell_type == "code" for cell in notebook.cells)
         with errors.open("w") as told:  # not a pipe, which what a cell has started would keep open
             output = {"stdout": subprocess.DEVNULL, "stderr": told}
             child = subprocess.Popen(command, env=environment, start_new_session=True, **output)
             try:
-                child.wait(limit)
+                _wait(child, copy)
             except subprocess.TimeoutExpired:
                 return nbformat.read(copy, 4)
             finally:
@@ -215,6 +215,18 @@ def _execute(notebook: NotebookNode) -> NotebookNode:
         if not any(cell.get("execution_count") for cell in executed.cells):
             raise OSError(f"No cell could be executed: {errors.read_text(errors='replace').strip()[-500:]}")
         return executed
+
+
+def _wait(child: subprocess.Popen, copy: Path) -> None:
+    """Until the child ends. Raises TimeoutExpired where `copy`, written after every cell, was left for too long."""
+    while True:
+        written = copy.stat().st_mtime
+        try:
+            child.wait(max(0, written + START_SECONDS + CELL_SECONDS - time.time()))
+            return
+        except subprocess.TimeoutExpired:
+            if copy.stat().st_mtime == written:
+                raise
 
 
 def _kill(child: subprocess.Popen) -> None:
