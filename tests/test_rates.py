@@ -125,7 +125,9 @@ def test_recipes_are_compared_with_the_classifier_of_the_same_recipe(overrides):
         for system, own in chosen.items()
         for rate in (0.001, 0.003, 0.009)
     ]
+    lines += [line | {"learning_rate": 10 * line["learning_rate"]} for line in lines]  # around another common rate
     recipes = own_recipes(pd.DataFrame(lines), base).set_index("system")
+    assert [name for name in recipes if isinstance(name, float)] == [0.001, 0.003, 0.009]
     assert recipes["own_rate"].to_dict() == chosen and recipes.loc["finetune", 0.009] == 150
     slow, fast = (base.with_values(learning_rate=rate) for rate in (0.001, 0.009))
     assert recipes.loc["finetune", "own_accuracy"] == 100 * fast.find("finetune").metrics["accuracy"]

@@ -7,7 +7,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fgvclib.figures.style import LINES, MARKERS, SERIES
 from fgvclib.figures.training import remark_no_boxes
@@ -191,39 +190,30 @@ def table3_figure(published: pd.DataFrame) -> Figure:
     return figure
 
 
-def systems_figure(table: pd.DataFrame, column: str, fronts: Mapping[str, Sequence[int]]) -> Figure:
-    """Accuracy over cost, both of one answer: the rows of a table with means and std. over seeds in `column`.
+def systems_figure(table: pd.DataFrame, column: str, front: Sequence[int]) -> Figure:
+    """Accuracy beside the cost of one answer, best system first: means in `column`, their std. over seeds as bars.
 
-    fronts: the Pareto front over "passes" and over "million_macs", as positions in the table. Filled: on the front.
-    A dot has its row's number. Dots stand a little aside of each other, or equal costs would hide them.
+    front: positions in the table of the systems on the Pareto front of accuracy and multiply-adds; their dots are
+    filled. The dotted line is the first row's mean.
     """
-    titles = {"passes": "passes of the backbone, one photo", "million_macs": "million multiply-adds (log), one photo"}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.28 * len(table) + 3.2), sharey=True)
-    colours = [SERIES[i % len(SERIES)] for i in range(len(table))]
-    for ax, (cost, title) in zip(axes, titles.items(), strict=True):
-        front = table.iloc[fronts[cost]]
-        ax.step(front[cost], front[column], where="post", color="grey", linewidth=1.2, linestyle="--", zorder=1)
-        for place, (colour, row) in enumerate(zip(colours, table.to_dict("records"), strict=True)):
-            spread = 0 if np.isnan(row[f"{column}_std"]) else row[f"{column}_std"]
-            filled = place in fronts[cost]
-            look = {"color": colour, "marker": "o", "markersize": 13, "linestyle": "none", "capsize": 3}
-            look |= {} if filled else {"markerfacecolor": "white"}
-            share = place / len(table) - 0.5
-            where = row[cost] + 0.4 * share if cost == "passes" else row[cost] * (1 + 0.12 * share)
-            label = f"{place + 1} {row['method']} (seed{'s' * (' ' in row['seeds'])} {row['seeds']})"
-            ax.errorbar(where, row[column], yerr=spread, label=label, linewidth=1, **look)
-            inside = {"ha": "center", "va": "center", "color": "white" if filled else "black", "fontsize": 8}
-            ax.text(where, row[column], str(place + 1), zorder=5, **inside)
-        ax.set(xlabel=f"{title}; dots moved sideways")
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1].set_xscale("log")
-    for plain in (axes[1].xaxis.set_major_formatter, axes[1].xaxis.set_minor_formatter):
-        plain("{x:.0f}")
-    axes[0].set(ylabel="test accuracy [%]")
-    axes[0].set_title("What a pass buys; dashed: the Pareto front")
-    axes[1].set_title("What a multiply-add buys")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small")
+    places = table[column].rank(method="first")
+    alone = ~table["seeds"].str.contains(" ")
+    names = table["method"] + np.where(alone, ", one seed", "")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.32 * len(table) + 1.6), sharey=True, width_ratios=(3, 2))
+    left.axvline(table[column].iloc[0], color="black", linewidth=1, linestyle=":")
+    look = {"color": SERIES[0], "linewidth": 1.2, "capsize": 3, "linestyle": "none"}
+    left.errorbar(table[column], places, xerr=table[f"{column}_std"].fillna(0), **look)
+    faces = [SERIES[0] if i in front else "white" for i in range(len(table))]
+    left.scatter(table[column], places, 70, faces, edgecolors=SERIES[0], zorder=3)
+    left.set(yticks=places, yticklabels=names, xlabel="test accuracy [%], mean and std. over seeds")
+    left.set_title("Accuracy; filled: the Pareto front")
+    right.barh(places, table["million_macs"], 0.55, color=SERIES[5])
+    for place, passes, cost in zip(places, table["passes"], table["million_macs"], strict=True):
+        label = f"{cost:.0f}, {passes:.3g} pass{'es' * (passes != 1)}"
+        right.annotate(label, (cost, place), (4, 0), textcoords="offset points", va="center", fontsize="small")
+    right.set(xlabel="million multiply-adds of one answer", title="Its cost, and passes of the backbone")
+    right.set_xlim(0, 1.45 * table["million_macs"].max())
+    right.grid(visible=False, axis="y")
     return figure
 
 
