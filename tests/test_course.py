@@ -223,13 +223,13 @@ def crop(images, theta, size, swap=False, align=False, cut=False):
     return F.grid_sample(images, grid, align_corners=align)
 
 
-def overfit(model, images, labels, targets, steps, parts="localiser classifier", zero=True, rate=0.02):
+def overfit(model, images, labels, targets, steps, parts="localiser classifier", zero=True, rate=0.02, boxes=1.0):
     """With plain arithmetic in place of an optimiser; `parts` are the modules that it moves."""
     losses, chosen = [], [p for name, p in model.named_parameters() if name.split(".")[0] in parts]
     speeds = [torch.zeros_like(p) for p in chosen]
     for _ in range(steps):
         logits, theta = model(images)
-        loss = F.cross_entropy(logits, labels) + F.smooth_l1_loss(theta, targets)
+        loss = F.cross_entropy(logits, labels) + boxes * F.smooth_l1_loss(theta, targets)
         if zero:
             model.zero_grad()
         loss.backward()
@@ -305,6 +305,45 @@ def test_blanks_and_errors_are_rejected(check, answers):
         assert not verdict.passed and told in verdict.message
 
 
+def halved(box):
+    """In place, as numpy's users write."""
+    box *= 2
+    box -= 1
+    return [(box[2] - box[0]) / 2, (box[3] - box[1]) / 2, (box[2] + box[0]) / 2, (box[3] + box[1]) / 2]
+
+
+def one_less(mask):
+    """In place."""
+    mask[1, 2] = 0
+    return mask
+
+
+def used_up(losses, A):
+    """The norms by backward passes that free their graphs."""
+    sizes = {}
+    for name, loss in losses.items():
+        A.grad = None
+        loss.backward()
+        sizes[name] = float(A.grad.norm())
+    return max(sizes, key=sizes.get)
+
+
+@pytest.mark.parametrize(
+    ("check", "answers"),
+    [
+        (checks.box_and_theta, [halved, to_box]),
+        (checks.two_axes, [maxima, one_less, counts]),
+        (checks.loudest, [used_up]),
+        (checks.stuck_runs, [lambda scores: ["Local-seed0"], SCORES]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_right_answers_may_change_their_input_and_leave_out_what_is_given(check, answers):
+    for _ in range(2):  # the second time finds nothing changed by the first
+        verdict = check(*answers)
+        assert verdict.passed, verdict.message
+
+
 class Nameless:
     """A callable object: a module, or a partial function."""
 
@@ -344,6 +383,7 @@ WRONG = [
     (checks.two_axes, [lambda m: maxima(m)[::-1], filled, counts], "other axis"),
     (checks.two_axes, [maxima, lambda m: m, counts], "the same mask"),
     (checks.two_axes, [maxima, lambda m: m.roll(1, dims=0), counts], "another maximum in row 1"),
+    (checks.two_axes, [maxima, lambda m: m - torch.eye(6) / 4, counts], "zeros and ones only"),
     (checks.two_axes, [maxima, filled, lambda n, h: (counts(n, h)[0] / 2, counts(n, h)[1])], "AffNet has two"),
     (checks.two_axes, [maxima, filled, lambda n, h: torch.tensor(counts(n, h)) - torch.tensor([4 * h, 2 * h])],
      "left out the BatchNorm"),
@@ -383,6 +423,7 @@ WRONG = [
     (checks.overfits, [lambda *a: overfit(*a, parts="classifier")], "`localiser"),
     (checks.overfits, [lambda *a: overfit(*a, zero=False)], "zero_grad"),
     (checks.overfits, [lambda *a: overfit(*a)[:3]], "append one in every step"),
+    (checks.overfits, [lambda *a: overfit(*a, boxes=0)], "the boxes stay away from the squares"),
     (checks.loudest, [lambda losses, A: max(losses, key=lambda name: losses[name].item())], "the largest loss"),
     (checks.loudest, [lambda losses, A: "attention"], "in a sum, signs cancel"),
     (checks.loudest, [lambda losses, A: 3], "the name of a loss is needed"),
