@@ -3,6 +3,7 @@
 import importlib.util
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -25,14 +26,32 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    pytest.importorskip("myst_nb", reason="the extra `book` is not installed")
+def build():
     spec = importlib.util.spec_from_file_location("build", ROOT / "docs" / "book" / "build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(build, tmp_path_factory):
+    pytest.importorskip("myst_nb", reason="the extra `book` is not installed")
     folder = tmp_path_factory.mktemp("site")
     assert build.main(folder, play=False) == 0
     return folder
+
+
+def test_site_without_npm_is_built_and_says_what_it_lacks(build, tmp_path, monkeypatch, capsys):
+    def no_npm(*arguments):
+        raise OSError("npm is not installed.")
+
+    monkeypatch.setattr(build, "export_page", no_npm)
+    monkeypatch.setattr(build, "_stage", lambda source: None)
+    monkeypatch.setattr(build.subprocess, "run", lambda *arguments, **options: SimpleNamespace(returncode=0))
+    assert build.main(tmp_path) == 1 and (tmp_path / "index.html").exists()
+    assert capsys.readouterr().err == (
+        "The site has no page that runs the system in the browser: npm is not installed.\n"
+    )
 
 
 def test_every_lesson_exercise_and_document_has_a_page(site):

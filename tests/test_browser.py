@@ -135,7 +135,7 @@ def page(browser):
 
 
 def open_notebook(page, lab: str, name: str) -> None:
-    page.goto(f"{lab}/lab/tree/{name}?token={TOKEN}&reset")
+    page.goto(f"{lab}/lab/tree/notebooks/{name}?token={TOKEN}&reset")
     wait_for_idle_kernel(page)
 
 

@@ -22,7 +22,7 @@ from fgvclib import config
 from fgvclib.config import load_config, results_folder
 from fgvclib.study import aggregate
 from fgvclib.study.experiment import Experiment
-from fgvclib.tools import manifest, runner
+from fgvclib.tools import kernels, manifest, runner
 from fgvclib.tools.cli import main
 from fgvclib.utils.files import read_json
 from fgvclib.utils.literal import literal
@@ -549,6 +549,23 @@ def test_help_names_every_command(capsys):
     for command in ("run", "tables", "train", "data", "predict", "export", "course", "grade", "lab", "app"):
         assert re.search(rf"^  {command} +[A-Z].*\.$", told, re.MULTILINE)
         assert main([command, "--help"]) == 0
+
+
+def test_lab_opens_on_the_notebooks_and_reaches_what_they_link_to(monkeypatch):
+    told = []
+    monkeypatch.setattr(kernels, "_serve", lambda module, arguments, environment: told.extend(arguments) or 0)
+    assert kernels.lab() == 0
+    options = dict(argument.split("=", 1) for argument in told)
+    root = Path(options["--ServerApp.root_dir"])
+    folder = root / options["--LabApp.default_url"].removeprefix("/lab/tree/")
+    assert list(folder.glob("00_*.ipynb")) and (root / "results" / "reference").exists()
+
+
+def test_app_takes_the_weights_that_are_shipped(monkeypatch):
+    monkeypatch.setattr(kernels, "app", lambda notebook, parameters, arguments: 0)
+    monkeypatch.setattr(Experiment, "trained", lambda self, row: None)
+    monkeypatch.setattr(Experiment, "run", lambda *arguments: pytest.fail("trains"))
+    assert main(["app"]) == 0
 
 
 def test_output_that_nobody_reads_any_more_is_no_error():

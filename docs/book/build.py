@@ -27,7 +27,7 @@ LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 def main(site: Path, play: bool = True) -> int:
     """Stage, build, and set the front page; Sphinx's exit status. A warning is an error.
 
-    `play` adds the page that runs the shipped system in the browser, which takes npm.
+    `play` adds the page that runs the shipped system in the browser, which npm fetches a runtime for.
     """
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder)
@@ -37,7 +37,11 @@ def main(site: Path, play: bool = True) -> int:
         status = subprocess.run(command, check=False).returncode
     (site / "index.html").write_text(HOME, encoding="utf-8")
     if play and status == 0:
-        export_page(SHIPPED, site / "docs" / "book" / "play")
+        try:
+            export_page(SHIPPED, site / "docs" / "book" / "play")
+        except (ImportError, OSError) as error:
+            print(f"The site has no page that runs the system in the browser: {error}", file=sys.stderr)
+            return 1
     return status
 
 

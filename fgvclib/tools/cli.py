@@ -261,6 +261,6 @@ def app(context, profile, dataset, overrides):
     from fgvclib.study.experiment import Experiment  # imports torch
 
     # Where nothing is trained yet, better one line an epoch in the terminal than a page that waits for minutes.
-    Experiment(profile, dataset, overrides=overrides).run("End-to-end")
+    Experiment(profile, dataset, overrides=overrides).trained("End-to-end")
     job = runner.plan(runner.EXPLORER, profile, dataset, [0], overrides)
     return kernels.app(job.notebook, job.parameters, context.args)

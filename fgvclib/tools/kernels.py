@@ -73,11 +73,15 @@ def _first_on(folder: str | Path, variable: str) -> str:
 
 
 def lab(arguments: Sequence[str] = ()) -> int:
-    """Open JupyterLab on the notebooks, with this interpreter as its `python3`; its exit status."""
+    """Open JupyterLab on the notebooks, with this interpreter as its `python3`; its exit status.
+
+    Its root is the project, so that links lead from the notebooks to the documents and the committed runs.
+    """
     with own_kernel(isolated=False) as environment:
         quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        where = [f"--ServerApp.root_dir={PROJECT}", f"--LabApp.default_url=/lab/tree/{NOTEBOOKS.name}"]
         uploads = f"--ServerApp.tornado_settings={UPLOADS}"
-        return _serve("jupyterlab", [str(NOTEBOOKS), *quiet, uploads, *arguments], environment)
+        return _serve("jupyterlab", [*where, *quiet, uploads, *arguments], environment)
 
 
 def app(notebook: Path, parameters: dict, arguments: Sequence[str] = ()) -> int:

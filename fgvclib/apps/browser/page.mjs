@@ -11,12 +11,12 @@ let system, locate, classify, image, picture;
 async function start() {
   system = await (await fetch("system.json")).json();
   [locate, classify] = await Promise.all(["locate", "classify"].map((name) => ort.InferenceSession.create(`${name}.onnx`)));
-  for (const name of system.samples) {
-    const thumbnail = Object.assign(new Image(), { src: name, alt: "a drawn bird", tabIndex: 0 });
+  system.samples.forEach((name, i) => {
+    const thumbnail = Object.assign(document.createElement("button"), { type: "button" });
+    thumbnail.append(Object.assign(new Image(), { src: name, alt: `sample ${i + 1}` }));
     thumbnail.onclick = () => load(fetch(name).then((answer) => answer.blob()));
-    thumbnail.onkeydown = (event) => { if (event.key === "Enter") thumbnail.onclick(); };
     element("samples").append(thumbnail);
-  }
+  });
   element("seen-at").textContent = ` at ${system.attnet_size}×${system.attnet_size} pixels`;
   element("tau").value = system.tau;
   element("tau").oninput = update;
@@ -45,6 +45,8 @@ async function load(file) {
   picture = Object.assign(document.createElement("canvas"), { width: side, height: side });
   const context = picture.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
+  context.fillStyle = "#fff"; // under transparent parts
+  context.fillRect(0, 0, side, side);
   context.drawImage(bitmap, 0, 0, side, side);
   const pixels = context.getImageData(0, 0, side, side).data;
   const values = new Float32Array(3 * side * side);
@@ -78,7 +80,8 @@ async function look() {
   const crop = await classify.run({ images: image, theta });
   const whole = await classify.run({ images: image, theta: new ort.Tensor("float32", [1, 1, 0, 0], [1, 4]) });
   draw(tau, attention, mask, theta, crop, whole);
-  element("status").textContent = `${Math.round(performance.now() - began)} ms`;
+  const first = system.classes[crop.logits.data.indexOf(Math.max(...crop.logits.data))];
+  element("status").textContent = `${first}, after ${Math.round(performance.now() - began)} ms`;
   window.answer = { theta: [...theta.data], attention: [...attention.data], logits: [...crop.logits.data], tau };
 }
 
