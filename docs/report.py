@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
+from fgvclib.data.index import BOX
+from fgvclib.model.geometry import box_iou, centre_box
 from fgvclib.study import bounds, boxes, table2
-from fgvclib.study.intervals import Difference, crossed_difference, hits
+from fgvclib.study.intervals import Difference, crossed_difference, hits, share_interval
 from fgvclib.study.table3 import RIVALS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,7 +73,18 @@ QUESTIONS = {  # the first row minus the second
     "Is it better than the authors' earlier system?": ("End-to-end", "ELoPE"),
     "Is setting 2 better than setting 1?": ("setting 2", "End-to-end"),
 }
-NOTHING_LEARNT = (bounds.BASELINE, "Centre crop", bounds.ORACLE)  # rows whose box is given
+CENTRE = "Centre crop"
+NOTHING_LEARNT = (bounds.BASELINE, CENTRE, bounds.ORACLE)  # rows whose box is given
+HOW_TO_READ = (
+    "**How to read it.** After an accuracy, ± is the standard deviation over seeds; after a difference, it is half of "
+    "a 95 % interval, paired by photo and, where there are several seeds, by seed. Of one seed an interval is over "
+    "photos alone: another seed may fall outside. Of two or three seeds 95 % is nominal: seeds that happen to agree "
+    "make an interval too narrow, so the narrowest are optimistic. Every interval stands for itself. Among so many, "
+    "one in twenty leaves zero out where nothing differs, and a borderline one may turn with the next seed. BoxAcc@δ "
+    "is the share of test photos whose box has at least the IoU δ with the true one. The box is θ's, before "
+    "`crop_margin` widens the crop; where boxes are given (rows named crop), it is the crop itself. The share of the "
+    "gain is that of a row over the Baseline in the Oracle crop's; in brackets its 95 % interval over photos alone."
+)
 
 
 def main() -> None:
@@ -83,7 +97,7 @@ def main() -> None:
 def results_page() -> str:
     """docs/results.md as text."""
     made = "Made by `python docs/report.py` from [the committed runs](../results/README.md), never edited by hand."
-    parts = ["# Results", made]
+    parts = ["# Results", made, HOW_TO_READ]
     parts += ["## Drawn birds", provenance(DRAWN), *_table2(DRAWN), *_answers(DRAWN)]
     parts += [*_bounds(DRAWN), *_table1(DRAWN), *_table3(DRAWN), *_nts(), *_own_recipes(DRAWN)]
     parts += [*_real_birds(), "## Efficiency", provenance(EFFICIENCY), *_efficiency()]
@@ -139,17 +153,29 @@ def provenance(name: str) -> str:
     newest = max(entry["started"] for entry in entries)[:10]
     text = f"`{config['profile']}` profile on {config['dataset']}. Notebooks executed at {_commits(entries)}, "
     text += f"the newest on {newest} on {describe_hardware(manifest['hardware'])}"
+    trained = _trained(name)
+    return text + (f"; {trained}." if trained else ".")
+
+
+def _trained(name: str) -> str:
+    """By which code and on which processors the runs of a reference folder were trained; "" where it has none."""
     runs = [_json(path).get("provenance", {}) for path in sorted((REFERENCE / name).glob("runs/*/metrics.json"))]
     if not runs:
-        return text + "."
+        return ""
     processors = sorted({run["processor"] for run in runs if "processor" in run})
     processors += ["a processor that was not recorded"] * any("processor" not in run for run in runs)
-    return text + f"; runs trained at {_commits(runs)}, on {' or '.join(processors)}."
+    begun = [earlier for run in runs for earlier in run.get("earlier", [])]
+    return f"runs trained at {_commits([*runs, *begun])}, on {' or '.join(processors)}"
 
 
 def _commits(made: Iterable[Mapping]) -> str:
-    commits = sorted({(entry.get("commit") or "unknown")[:7] for entry in made})
-    return ("commit " if len(commits) == 1 else "commits ") + ", ".join(f"`{commit}`" for commit in commits)
+    """Their commits; "with changes" where some code was not committed."""
+    dirty: dict[str, bool] = {}
+    for entry in made:
+        commit = (entry.get("commit") or "unknown")[:7]
+        dirty[commit] = dirty.get(commit, False) or bool(entry.get("dirty"))
+    named = [f"`{commit}`" + " (with changes)" * changed for commit, changed in sorted(dirty.items())]
+    return ("commit " if len(named) == 1 else "commits ") + ", ".join(named)
 
 
 def describe_hardware(hardware: Mapping) -> str:
@@ -188,8 +214,17 @@ def _paired(
     first: tuple[str, str], second: tuple[str, str], seeds: list[int], level: float | None = None
 ) -> Difference:
     """As `difference`, of the first (folder, row) minus the second."""
-    runs = ([pd.read_csv(_run(*row, seed) / "predictions.csv") for seed in seeds] for row in (first, second))
-    return crossed_difference(*(np.stack([hits(table, level) for table in tables]) for tables in runs))
+    return crossed_difference(_hits(*first, seeds, level), _hits(*second, seeds, level))
+
+
+def _hits(name: str, row: str, seeds: list[int], level: float | None = None) -> np.ndarray:
+    """(seeds, photos), as `intervals.hits`; the centre box counts without its margin, as theta's does."""
+    tables = [pd.read_csv(_run(name, row, seed) / "predictions.csv") for seed in seeds]
+    if row == CENTRE and level is not None:
+        true = torch.tensor(tables[0][BOX].to_numpy())
+        iou = box_iou(true, centre_box(len(true)).to(true)).numpy()
+        tables = [table.assign(iou=iou) for table in tables]
+    return np.stack([hits(table, level) for table in tables])
 
 
 def shared_seeds(runs: Mapping[str, Mapping], first: str, second: str) -> list[int]:
@@ -218,7 +253,6 @@ def _table2(name: str) -> Iterable[str]:
         return
     table = pd.read_csv(path, dtype={"seeds": str})
     yield "### Table 2: what each part contributes"
-    yield "Test accuracy, mean ± deviation over seeds. BoxAcc@0.5: share of test photos whose crop has IoU ≥ 0.5."
     if (table["seeds"] == "0").all():
         yield "These rows have a single seed, so their order proves nothing. Rows with more seeds are under Bounds."
     rows = [
@@ -242,10 +276,10 @@ def _table2(name: str) -> Iterable[str]:
 
 def _answers(name: str) -> Iterable[str]:
     runs = accuracies(name)
-    yield (
-        "In points with 95 % intervals, paired by photo and by seed. Of one seed the interval is over photos alone: "
-        "another seed may fall outside."
-    )
+    if any(CENTRE in pair for pair in QUESTIONS.values() if shared_seeds(runs, *pair)):
+        yield f"In points. The boxes of {CENTRE} count without `crop_margin` here, as θ's do."
+    else:
+        yield "In points."
     yield markdown(
         [
             _answer(question, *((name, row) for row in pair))
@@ -261,7 +295,15 @@ def _table1(name: str) -> Iterable[str]:
         return
     table = pd.read_csv(path, dtype={"seeds": str})
     yield "### Table 1: from attention map to box"
-    yield "`paper | ours`. A row that is not trained here has parameters and runtime alone. Runtime: one map, batch 1."
+    config = _json(REFERENCE / name / "manifest.json")["configuration"]
+    frozen = config["teacher_weights"] == "imagenet"
+    teacher = "a frozen ImageNet network's" if frozen else "those of the trained Baseline"
+    yield (
+        f"`paper | ours`. Maps: {teacher}, `{config['teacher_mean']}` over channels, boxes at τ = "
+        f"{config['threshold']:g}; the paper's are a trained classifier's means. ± is over trainings on one and the "
+        "same set of maps: another set moves a row by more. A row that is not trained here has parameters and runtime "
+        "alone. Runtime: one map, batch 1, again and again, so from a warm cache."
+    )
     scores = {"SL1 error [10⁻³]": ("sl1_error", 1e3, ".2f"), "IoU > 0.80": ("iou_gt_0.80", 1, ".2f")}
     scores |= {"IoU > 0.95": ("iou_gt_0.95", 1, ".2f")}
     rows = []
@@ -292,13 +334,27 @@ def _bounds(name: str) -> Iterable[str]:
                 "": row["row"],
                 "seeds": row["seeds"],
                 "accuracy [%]": _mean_and_spread(row["accuracy_mean"], row["accuracy_std"]),
-                "share of the gain": number(row["share_of_gain"], ".0%"),
+                "share of the gain": _share(name, row["row"], row["share_of_gain"]),
             }
             | {COLUMNS[column]: number(row[column], ".2f") for column in boxes}
             for row in table.to_dict("records")
         ]
     )
     yield f"![From row to row](../results/reference/{name}/figures/10_waterfall.png)"
+
+
+def _share(name: str, row: str, share: float, folder: str | None = None, seeds: list[int] | None = None) -> str:
+    """A share of the gain with its interval; a row of another folder is measured against the bounds of `name`."""
+    shown = number(share, ".0%")
+    if row in (bounds.BASELINE, bounds.ORACLE) or pd.isna(share):
+        return shown
+    named = accuracies(name)
+    place = folder or name
+    known = [accuracies(place)[row].keys(), named[bounds.BASELINE].keys(), named[bounds.ORACLE].keys()]
+    seeds = seeds or sorted(set.intersection(*map(set, known)))
+    pair = ((name, bounds.BASELINE), (name, bounds.ORACLE))
+    low, high = share_interval(_hits(place, row, seeds), *(_hits(*bound, seeds) for bound in pair))
+    return f"{shown} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _attnets(name: str) -> Iterable[str]:
@@ -310,8 +366,8 @@ def _attnets(name: str) -> Iterable[str]:
     yield "### What AttNet's price buys"
     yield (
         f"{CROP}, seed 0, with other AttNets; all else is the profile's. The price is for one photo, alone and as a "
-        "share of the classifier's. The difference is in points, 95 % over test photos alone; another seed may fall "
-        "outside."
+        "share of the classifier's. The difference is in points. "
+        + " ".join(f"`{folder.parts[-3]}`: {_trained(folder.parts[-3])}." for folder in others)
     )
     prices = pd.read_csv(REFERENCE / name / "boxes.csv").drop_duplicates("attnet").set_index("attnet")
     named = {(_strides(stride), size): attnet for attnet, (stride, size) in boxes.ATTNETS.items()}
@@ -347,15 +403,15 @@ def _recipe(name: str, folder: str, before: list[tuple[str, str]]) -> Iterable[s
     rows = {row: sorted(runs[row].keys() & profiles[row].keys()) for row in runs}
     changed = _changes(name, folder, next(iter(rows.items())))
     yield (
-        f"The profile but for {changed}; how they were chosen: [{folder}](../results/reference/{folder}/README.md). "
-        "Validation photos, mean over the seeds that both have:"
+        f"The profile but for {changed}; how they were chosen: [{folder}](../results/reference/{folder}/README.md); "
+        f"{_trained(folder)}. Validation photos, mean over the seeds that both have:"
     )
     yield markdown([_learnt(place, row, seeds) for row, seeds in rows.items() for place in (name, folder)])
     yield "Test photos; the share of the true box's gain is of the same seeds:"
     yield markdown([_bounded(name, folder, row, seeds) for row, seeds in rows.items()])
     yield (
-        "In points with 95 % intervals, paired by photo and, where there are several seeds, by seed. Rows in which no "
-        'network localises are the profile\'s. "There" is the profile, or the section that the question names.'
+        f"In points; the boxes of {CENTRE} without `crop_margin`. Rows in which no network localises are the profile's."
+        ' "There" is the profile, or the section that the question names.'
     )
     asked = {f"Do these values help {row}?": ((folder, row), (name, row)) for row in runs}
     for title, other in before:
@@ -393,7 +449,7 @@ def _bounded(name: str, folder: str, row: str, seeds: list[int]) -> dict[str, st
     whole, oracle = (pd.Series(accuracies(name)[bound])[seeds].mean() for bound in (bounds.BASELINE, bounds.ORACLE))
     scores = [_json(_run(folder, row, seed) / "metrics.json") for seed in seeds]
     shown = {"row": row, "seeds": " ".join(map(str, seeds)), "accuracy [%]": _mean_and_spread(ours.mean(), ours.std())}
-    shown["share of the gain"] = f"{(ours.mean() - whole) / (oracle - whole):.0%}"
+    shown["share of the gain"] = _share(name, row, (ours.mean() - whole) / (oracle - whole), folder, seeds)
     return shown | {COLUMNS[key]: f"{np.mean([score['test'][key] for score in scores]):.2f}" for key in SCORES}
 
 
@@ -412,8 +468,10 @@ def _table3(name: str) -> Iterable[str]:
     yield "### Table 3: what was measured here"
     yield (
         "Notebook 07 shows it beside the published rows, which stand on other data and other backbones. The gain is "
-        "over the classifier without localisation, paired by photo and by seed; of one seed its interval is over "
-        "photos alone."
+        "over the classifier without localisation: all rows share its runs, and move together with them. ELoPE cuts "
+        "its crops from the original photo, the end-to-end system from the smaller X; and ELoPE needs two trainings "
+        "before this one. Passes in training leave these out, and what a frozen teacher and AttNet and AffNet alone "
+        "take before the first epoch (photos profile)."
     )
     column = next(name for name in table if name.startswith("measured_") and not name.endswith("_std"))
     rows = [
@@ -440,8 +498,8 @@ def _nts() -> Iterable[str]:
     named = "seed" if len(seeds) == 1 else "seeds"
     yield (
         f"The same profile at crops of 224 pixels, the whole of the photo ({named} {' '.join(map(str, seeds))}): "
-        f"NTS-Net {means['nts']:.1f} %, fine-tuning {means['finetune']:.1f} %. Difference in points, 95 %: "
-        f"{difference(LARGE_CROPS, 'nts', 'finetune')}. Of one seed the interval is over photos alone."
+        f"NTS-Net {means['nts']:.1f} %, fine-tuning {means['finetune']:.1f} %. Difference in points: "
+        f"{difference(LARGE_CROPS, 'nts', 'finetune')}; {_trained(LARGE_CROPS)}."
     )
 
 
@@ -455,8 +513,7 @@ def _own_recipes(name: str) -> Iterable[str]:
     yield "### Table 3 with a learning rate of its own for every system"
     yield (
         "The same search for each: three rates, one seed, the best on the validation photos after the last epoch "
-        "(`benchmarks/rates.py`). The gain is over the classifier without localisation with the same recipe; its "
-        "interval is over test photos alone."
+        "(`benchmarks/rates.py`). The gain is over the classifier without localisation with the same recipe."
     )
     yield markdown(
         [
@@ -512,11 +569,23 @@ def _boxes(birds: str) -> Iterable[str]:
     for name, title in titles.items():
         path = folder / f"{name}.csv"
         if path.exists() and readme.exists():
-            table = pd.read_csv(path).drop(columns=MADE_BY, errors="ignore")
+            table = pd.read_csv(path)
+            made = _made(table)
+            table = table.drop(columns=MADE_BY, errors="ignore")
             yield f"### {title}"
+            if made:
+                yield made
             if "0.5" in table:
                 yield BY_TAU
             yield markdown([_plain(row) for row in table.to_dict("records")])
+
+
+def _made(table: pd.DataFrame) -> str:
+    """By which code, where and when the lines of a script's table were made; "" for a notebook's table."""
+    if "commit" not in table:
+        return ""
+    devices, newest = " or ".join(sorted(set(table["device"]))), table["date"].max()[:10]
+    return f"Made at {_commits(table.to_dict('records'))} on {devices}, the newest line on {newest}."
 
 
 def _networks(name: str) -> Iterable[str]:
@@ -524,9 +593,12 @@ def _networks(name: str) -> Iterable[str]:
     path = REFERENCE / name / "networks.csv"
     if not path.exists():
         return
-    table = pd.read_csv(path).drop(columns=MADE_BY, errors="ignore")
+    table = pd.read_csv(path)
+    made = _made(table)
+    table = table.drop(columns=MADE_BY, errors="ignore")
     table = table[(table["teacher"] == "ddt+rms") & table["box"].str.startswith("largest")]
     yield "### Teachers: networks and sizes"
+    yield made
     yield "`ddt+rms`, largest component, each with the τ that suits it best. The profile has Lite0 at 448 pixels."
     yield markdown([_plain(row) for row in table.drop(columns=["teacher", "box"]).to_dict("records")])
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fgvclib.study.intervals import Difference, crossed_difference, hits
+from fgvclib.study.intervals import Difference, crossed_difference, hits, share_interval
 
 
 def test_difference_is_told_apart_where_its_interval_leaves_zero_out():
@@ -83,3 +83,19 @@ def test_seeds_that_disagree_widen_the_interval():
 def test_a_single_photo_has_no_interval():
     found = crossed_difference(np.array([[100.0], [100.0]]), np.array([[0.0], [0.0]]))
     assert str(found) == "+100.0, one photo and no interval" and not found.told_apart
+
+
+def test_bounds_have_shares_without_spread():
+    lower, upper = np.zeros((2, 300)), np.full((2, 300), 100.0)
+    assert share_interval(lower, lower, upper) == (0.0, 0.0) and share_interval(upper, lower, upper) == (1.0, 1.0)
+
+
+def test_interval_of_a_share_is_that_of_a_ratio_of_means():
+    """By the delta method: the variance of a share s is that of mean(row - lower - s (upper - lower)) / mean gain²."""
+    random = np.random.default_rng(1)
+    hit = [100.0 * (random.random((3, 4000)) < share) for share in (0.7, 0.5, 0.8)]
+    row, lower, upper = (found.mean(axis=0) for found in hit)
+    share = (row - lower).mean() / (upper - lower).mean()
+    rest = row - lower - share * (upper - lower)
+    half = 1.96 * rest.std(ddof=1) / np.sqrt(4000) / (upper - lower).mean()
+    assert share_interval(*hit) == pytest.approx((share - half, share + half), abs=0.1 * half)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from fgvclib.config import PROJECT
@@ -61,6 +62,18 @@ def test_difference_of_boxes_is_that_of_the_committed_scores(report, level):
     expected = sum(a[f"box_acc_{level}"] - b[f"box_acc_{level}"] for a, b in zip(first, second, strict=True))
     assert expected > 0
     assert report.difference(report.DRAWN, *report.GAIN, level).mean == pytest.approx(100 * expected / len(seeds))
+
+
+def test_centre_box_is_compared_without_the_margin_that_its_crop_has(report):
+    """As theta's box is. The middle of the photo, 0.7 of each side, by plain arithmetic."""
+    table = pd.read_csv(report.REFERENCE / report.BIRDS / "runs" / "Centre-crop-seed0" / "predictions.csv")
+    assert table["box_x2"].iloc[0] - table["box_x1"].iloc[0] == pytest.approx(0.7 * 1.1)
+    width = (table["x2"].clip(upper=0.85) - table["x1"].clip(lower=0.15)).clip(lower=0)
+    height = (table["y2"].clip(upper=0.85) - table["y1"].clip(lower=0.15)).clip(lower=0)
+    union = (table["x2"] - table["x1"]) * (table["y2"] - table["y1"]) + 0.49 - width * height
+    expected = 100.0 * (width * height / union >= 0.5)
+    assert expected.mean() != 100.0 * (table["iou"] >= 0.5).mean()
+    assert report._hits(report.BIRDS, "Centre crop", [0], 0.5).mean() == pytest.approx(expected.mean(), abs=0.1)
 
 
 @pytest.mark.parametrize(("document", "link"), LINKS)

@@ -56,6 +56,19 @@ def crossed_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     return Difference(centre, student.ppf(0.975, freedom) * sqrt(square / (seeds * photos)))
 
 
+def share_interval(row: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[float, float]:
+    """Scores (seeds, photos) of three rows → 95 % interval of (row - lower) / (upper - lower), of their means.
+
+    Over photos alone, by a bootstrap of them (the middle 95 % of 2,000 draws): another seed may fall outside.
+    """
+    scores = np.stack([np.asarray(found, dtype=float).mean(axis=0) for found in (row, lower, upper)])
+    photos = scores.shape[1]
+    draws = np.random.default_rng(0).multinomial(photos, np.full(photos, 1 / photos), size=2_000)  # (draws, photos)
+    means = draws @ scores.T / photos  # (draws, 3)
+    shares = (means[:, 0] - means[:, 1]) / (means[:, 2] - means[:, 1])
+    return float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
+
+
 def run_difference(first: Sequence[Run], second: Sequence[Run]) -> Difference | None:
     """`crossed_difference` of the accuracies of two rows' runs, in points, over the seeds that both have.
 
