@@ -98,7 +98,8 @@ def results_page() -> str:
     """docs/results.md as text."""
     made = "Made by `python docs/report.py` from [the committed runs](../results/README.md), never edited by hand."
     parts = ["# Results", made, HOW_TO_READ]
-    parts += ["## Drawn birds", provenance(DRAWN), *_table2(DRAWN), *_answers(DRAWN)]
+    made_by = f"Commands, and which verdicts are borderline: [{DRAWN}](../results/reference/{DRAWN}/README.md)."
+    parts += ["## Drawn birds", provenance(DRAWN), made_by, *_table2(DRAWN), *_answers(DRAWN)]
     parts += [*_bounds(DRAWN), *_table1(DRAWN), *_table3(DRAWN), *_nts(), *_own_recipes(DRAWN)]
     parts += [*_real_birds(), "## Efficiency", provenance(EFFICIENCY), *_efficiency()]
     return "\n\n".join(parts) + "\n"
@@ -610,7 +611,10 @@ def _plain(row: Mapping) -> dict[str, str]:
 
 def _efficiency() -> Iterable[str]:
     table = pd.read_csv(REFERENCE / EFFICIENCY / "efficiency.csv")
-    yield "Both sides of a ratio run in turn; median with quartiles. Memory is counted, not metered."
+    yield (
+        "Both sides of a ratio run in turn; median with quartiles. Memory is counted, not metered. The first line is of "
+        f"an older notebook, see [{EFFICIENCY}](../results/reference/{EFFICIENCY}/README.md)."
+    )
     yield markdown(
         [
             {

@@ -2,7 +2,8 @@
 
 The convention is that of Choe et al. (CVPR 2020; extended as arXiv 2007.04178). BoxAcc@d is the share of photos whose
 box has at least the IoU d with the true one; theirs is the best over all thresholds of a map, chosen on true boxes,
-while ours has the one box that the system crops. A photo without a true box has the IoU NaN and counts in no box score.
+while ours has the one box that the system finds, before `crop_margin` widens the crop (boxes fixed before training
+count as they are cut). A photo without a true box has the IoU NaN and counts in no box score.
 """
 
 from collections.abc import Callable, Sequence
