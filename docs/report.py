@@ -612,8 +612,8 @@ def _plain(row: Mapping) -> dict[str, str]:
 def _efficiency() -> Iterable[str]:
     table = pd.read_csv(REFERENCE / EFFICIENCY / "efficiency.csv")
     yield (
-        "Both sides of a ratio run in turn; median with quartiles. Memory is counted, not metered. The first line is of "
-        f"an older notebook, see [{EFFICIENCY}](../results/reference/{EFFICIENCY}/README.md)."
+        "Both sides of a ratio run in turn; median with quartiles. Memory is counted, not metered. The first line is "
+        f"of an older notebook, see [{EFFICIENCY}](../results/reference/{EFFICIENCY}/README.md)."
     )
     yield markdown(
         [

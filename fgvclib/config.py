@@ -199,9 +199,9 @@ CPU = replace(
 )
 
 # Real photos on a CPU, in hours: the first 100 classes of any of the paper's data sets. Teacher, tau and target box are
-# those of results/reference/photos-cub200-all, chosen on the validation part of all 200 classes of CUB-200-2011; the rate
-# was chosen on that of its first 100 (results/reference/photos-cub200). AttNet's strides and size come from trials on its
-# first 25 that were not kept. The epochs are what the time allowed.
+# those of results/reference/photos-cub200-all, chosen on the validation part of all 200 classes of CUB-200-2011; the
+# rate was chosen on that of its first 100 (results/reference/photos-cub200). AttNet's strides and size come from trials
+# on its first 25 that were not kept. The epochs are what the time allowed.
 PHOTOS = replace(
     CPU,
     profile="photos",
