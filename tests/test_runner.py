@@ -9,7 +9,7 @@ import sys
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from textwrap import indent
@@ -476,6 +476,28 @@ def test_all_in_order_then_the_tables(notebooks, capfd):
     assert main(["tables", "--profile", "smoke", "--set", "learning_rate=1e-2"]) == 0
     assert "– | 0.900" in capfd.readouterr().out
     assert main(["run", "all", "--profile", "smoke", "-p", "row", "1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("seeds", "beside", "after"),
+    [
+        ([0], ["00", "01", "02", "04", "06", "07", "03"], ["05"]),
+        ([0, 1], ["00", "01", "02", "04", "03"], ["05", "06", "07"]),
+    ],
+)
+def test_notebooks_that_need_the_fewest_runs_come_first(tmp_path, monkeypatch, seeds, beside, after):
+    monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
+    told = []
+
+    @contextmanager
+    def trainings(job, rows):
+        yield lambda wait: told.append(["waits"] if wait else [])
+
+    monkeypatch.setattr(runner, "trainings_beside", trainings)
+    monkeypatch.setattr(runner, "_run", lambda job, timeout, force: told[-1].append(job.notebook.stem[:2]) or True)
+    monkeypatch.setattr(manifest, "check_dataset", lambda folder, config: told.append(["drawn"]))
+    runner.run_all("smoke", "synthbirds", seeds, until="07")
+    assert told == [["drawn"], *([number] for number in beside), *(["waits", number] for number in after)]
 
 
 # Parameters as plain papermill hands them over

@@ -32,6 +32,7 @@ from fgvclib.utils.provenance import library_hash
 COMPARISON, EXPLORER = "07", "09"
 NEED_RUNS = ("02", "04", "05")  # notebooks that train what they do not find
 BESIDE = "04"  # the last notebook beside trainings; later ones read the runs of all rows and seeds
+OF_EARLIER_RUNS = ("06", "07")  # but for these: of one seed they read the runs of 02 and 04 alone
 MEASURES = "03"  # of those the last one executed: it waits for the trainings' end before it measures runtimes
 COMMON = ("profile", "dataset", "seeds", "overrides")  # parameters of every notebook
 NAME_LISTS = ("rows", "train_systems")  # parameters that are lists of names
@@ -390,7 +391,8 @@ def run_all(
 ) -> Path:
     """Execute all numbered notebooks, up to the number `until` → the results folder.
 
-    In order, but that notebook 03 comes after 04 where trainings run beside both. A parameter goes to the notebooks
+    In order, but where trainings run beside them those that need the fewest runs come first, and of the ones before
+    the trainings' end 03, which measures runtimes, comes last. A parameter goes to the notebooks
     that have it; ValueError if none does. `timeout`: minutes per notebook.
     """
     began, parameters = time.monotonic(), _with_lists(parameters)
@@ -407,11 +409,13 @@ def run_all(
     needed = [job for job in jobs if job.notebook.stem.startswith(NEED_RUNS) and (force or not is_done(job))]
     side_by_side = needed and needed[0].config.crop_size <= SMALL_CROP
     if side_by_side:
-        jobs.sort(key=lambda job: (_number(job) > BESIDE, _number(job) == MEASURES, _number(job)))
+        jobs.sort(key=lambda job: (_waits(job), _number(job) == MEASURES, _number(job)))
+        with suppress(OSError):  # drawn once, by all cores, not by the trainings and a notebook at the same time
+            manifest.check_dataset(folder, jobs[0].config)
     rows = parameters.get("rows", [])
     with trainings_beside(needed[0], rows) if side_by_side else nullcontext(lambda wait: None) as check_trainings:
         for job in jobs:
-            check_trainings(wait=_number(job) > BESIDE)
+            check_trainings(wait=_waits(job))
             # The comparison reads what the others made.
             stale = ran and job.notebook.stem.startswith(COMPARISON)
             ran |= _run(job, timeout, force or stale)
@@ -421,6 +425,12 @@ def run_all(
 
 def _number(job: Job) -> str:
     return job.notebook.stem[:2]
+
+
+def _waits(job: Job) -> bool:
+    """Whether a notebook needs the end of all trainings beside it."""
+    early = _number(job) <= BESIDE or (_number(job) in OF_EARLIER_RUNS and len(job.parameters["seeds"]) == 1)
+    return not early
 
 
 @contextmanager
