@@ -48,46 +48,57 @@ def data_root_of_its_own(tmp_path_factory):
         yield
 
 
+def configured(**changes):
+    """The smoke profile, smaller still: 3 classes, photos of 64 pixels, 3 steps an epoch."""
+    values = {
+        "num_classes": 3,
+        "train_per_class": 5,
+        "test_per_class": 3,
+        "photo_size": 64,
+        "image_size": 64,
+        "crop_size": 32,
+        "teacher_size": 64,
+        "embedding_dim": 16,
+        "batch_size": 4,
+        "epochs": 2,
+        "learning_rate": 0.003,
+    }
+    return load_config("smoke", **values | changes)
+
+
 @pytest.fixture(scope="session")
 def tiny():
-    """The smoke profile, smaller still: 3 classes, photos of 64 pixels, 3 steps an epoch."""
-    return load_config(
-        "smoke",
-        num_classes=3,
-        train_per_class=5,
-        test_per_class=3,
-        photo_size=64,
-        image_size=64,
-        crop_size=32,
-        teacher_size=64,
-        embedding_dim=16,
-        batch_size=4,
-        epochs=2,
-        learning_rate=0.003,
-    )
+    """The smallest configuration with weights that have learnt something."""
+    return configured()
 
 
 @pytest.fixture(scope="session")
-def data_folder(tiny, tmp_path_factory):
-    """A data root (FGVC_DATA) in which the data set of `tiny` is drawn."""
+def small():
+    """For trainings with `pretrained=False`, on a network of timm that does an eighth of Lite0's work."""
+    return configured(backbone="test_efficientnet", attnet_backbone="test_efficientnet")
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """A data root (FGVC_DATA) in which the data set of `tiny` and `small` is drawn."""
     from fgvclib.data.splits import prepare_dataset  # late: brings torch, which some test files do without
 
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FGVC_DATA", str(folder))
         patch.setattr(synthbirds, "generate", partial(synthbirds.generate, workers=0))
-        prepare_dataset(tiny)
+        prepare_dataset(configured())
     return folder
 
 
 @pytest.fixture(scope="session")
-def splits(tiny, data_folder):
+def splits(data_folder):
     """12 training, 3 validation and 9 test photos."""
     from fgvclib.data.splits import load_splits
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FGVC_DATA", str(data_folder))
-        return load_splits(tiny)
+        return load_splits(configured())
 
 
 @pytest.fixture(scope="session")

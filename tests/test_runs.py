@@ -5,6 +5,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from math import isnan, nan
 
 import pandas as pd
@@ -26,6 +27,14 @@ from fgvclib.utils.files import locked
 from fgvclib.utils.provenance import ask_for_fresh_runs, library_hash
 
 FILES = {"checkpoint.pt", "history.csv", "trajectories.csv", "predictions.csv", "metrics.json"}
+
+
+@pytest.fixture(scope="module")
+def tiny(small):
+    """Nothing here depends on what a network has learnt before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "train", partial(loop.train, pretrained=False))
+        yield small
 
 
 @pytest.fixture(scope="module")
@@ -317,12 +326,12 @@ def test_run_of_an_earlier_version_is_loaded_with_a_remark(tiny, splits, copy):
 def test_training_that_other_code_began_says_so_and_remembers_it(tiny, splits, copy, tmp_path):
     """Of the two epochs the first one is there."""
     half = read_checkpoint(copy / "checkpoint.pt")
-    assert next(loop.train(tiny, splits, 0, tmp_path / "checkpoint.pt"))["epoch"] == 1
+    assert next(runs.train(tiny, splits, 0, tmp_path / "checkpoint.pt"))["epoch"] == 1
     set_to = read_checkpoint(tmp_path / "checkpoint.pt")
     set_to["provenance"] |= {"library": "of an earlier losses.py", "commit": "a" * 40, "dirty": False}
     torch.save(set_to, tmp_path / "checkpoint.pt")
     with pytest.warns(UserWarning, match=r"begun by other library code \(commit aaaaaaaaaa\)"):
-        list(loop.train(tiny, splits, 0, tmp_path / "checkpoint.pt"))
+        list(runs.train(tiny, splits, 0, tmp_path / "checkpoint.pt"))
     done = read_checkpoint(tmp_path / "checkpoint.pt")
     assert [before["commit"] for before in done["provenance"]["earlier"]] == ["a" * 40]
     assert done["provenance"]["library"] == library_hash()
@@ -341,7 +350,7 @@ def test_training_whose_parameters_have_changed_since_says_so(tiny, splits, copy
     with pytest.raises(
         ValueError, match=r"\(commit aaaaaaaaaa.*\), whose parameters are not the present ones. --fresh"
     ):
-        next(loop.train(tiny, splits, 0, copy / "checkpoint.pt"))
+        next(runs.train(tiny, splits, 0, copy / "checkpoint.pt"))
 
 
 def test_run_of_several_processes_is_read_by_one_with_a_remark(tiny, splits, copy):

@@ -1,6 +1,7 @@
 """The training loop: exact resumption, seeds, stops, refusals, the schedule."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,16 @@ from fgvclib.study.experiment import Experiment
 from fgvclib.tools.cli import main
 from fgvclib.training import loop
 from fgvclib.training.checkpoints import read_checkpoint
-from fgvclib.training.loop import NonFiniteLoss, build_optimiser, build_schedule, train, watched_boxes
+from fgvclib.training.loop import NonFiniteLoss, build_optimiser, build_schedule, watched_boxes
 from fgvclib.training.runs import describe_epoch
+
+train = partial(loop.train, pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(small):
+    """Nothing here depends on what a network has learnt before."""
+    return small
 
 
 def finished(config, splits, seed, path) -> tuple[list[dict], dict]:

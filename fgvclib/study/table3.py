@@ -154,7 +154,7 @@ def own_recipes(search: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
     common = {system: experiment.find(system, seed) for system in rates.index}
     systems = [system for system in rates.index if own[system] and common[system]]
     tried = search.pivot(index="system", columns="learning_rate", values="last_accuracy").loc[systems]
-    tried = tried[sorted(searched_rates(experiment.config.learning_rate))]  # not those around another common rate
+    tried = tried.reindex(columns=sorted(searched_rates(experiment.config.learning_rate)))  # of this common rate alone
     table = (100 * tried).round(9).fillna(0.0)  # 100 · 0.55 is not 55
     table["own_rate"] = rates[systems]
     for recipe, runs in {"common": common, "own": own}.items():
