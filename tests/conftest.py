@@ -24,7 +24,14 @@ LONG = (
     "parallel",
     "systems",
     "trainings",
+    "try_next",
+    "elope",
+    "teacher_maps",
+    "page",
+    "book",
     "rates",
+    "runs",
+    "training",
 )
 
 

@@ -54,10 +54,11 @@ def test_resnet50_is_trained_in_full_or_not_at_all(profile, steps):
 
 def test_row_without_training_has_parameters_and_runtime_alone(monkeypatch):
     monkeypatch.setattr(table1, "fit", pytest.fail)
+    monkeypatch.setattr(table1, "LARGE_BATCH", 4)  # 64 maps are seconds of a ResNet-50
     row, scores = table1.evaluate_contestant(contestants()["ResNet-50 + prep."], MAPS, 0.3)
     assert row["parameters"] == 23_516_229 and row["seeds"] == "not trained here"
     table = table1.table1([row])
-    assert table["runtime_ms_batch1"][0] > 0 and table["runtime_ms_batch64"][0] > table["runtime_ms_batch1"][0]
+    assert table["runtime_ms_batch4"][0] > table["runtime_ms_batch1"][0] > 0
     assert all(np.isnan(value) for name, value in row.items() if name.startswith(("sl1", "iou"))) and scores.empty
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 
 import nbformat
 import pytest
@@ -24,6 +25,7 @@ def texts() -> dict[str, str]:
     return found
 
 
+@cache
 def suggestions() -> list:
     """Every `overrides = {...}`, `e.g. {...}`, `or {...}` and `--set KEY=VALUE` with values, each once."""
     found = {}
