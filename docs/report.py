@@ -26,11 +26,12 @@ TEACHERS_OF_ALL, ALL_BIRDS = "photos-cub200-all", "photos-cub200-num_classes=200
 RIVALS_ON_BIRDS = "photos-cub200-num_classes=50"
 LARGE_CROPS = "cpu-synthbirds-crop_size=224"
 GENTLER = "AttNet and AffNet at a lower rate"
+FINER = "The same, and a teacher that sees 576 pixels"
 RECIPES = {  # folder → on the same photos: what other values are → the folder with the runs at these
-    ALL_BIRDS: {GENTLER: "photos-cub200-27427991e1"},
+    ALL_BIRDS: {GENTLER: "photos-cub200-27427991e1", FINER: "photos-cub200-ada7541626"},
     BIRDS: {
         GENTLER: "photos-cub200-localisation_epochs=12-localisation_learning_rate=0.0002",
-        "The same, and a teacher that sees 576 pixels": "photos-cub200-e4b75d92df",
+        FINER: "photos-cub200-e4b75d92df",
     },
 }
 ROWS = {  # method of table3.csv → row that its runs are named after
@@ -372,7 +373,7 @@ def _attnets(name: str) -> Iterable[str]:
     )
     prices = pd.read_csv(REFERENCE / name / "boxes.csv").drop_duplicates("attnet").set_index("attnet")
     named = {(_strides(stride), size): attnet for attnet, (stride, size) in boxes.ATTNETS.items()}
-    rows = []
+    rows = {}
     for folder in [profiles, *others]:
         stored = _json(folder / "metrics.json")
         attnet = named[_strides(stored["config"]["attnet_stride"]), stored["config"]["attnet_size"]]
@@ -380,8 +381,9 @@ def _attnets(name: str) -> Iterable[str]:
         shown = {"AttNet": attnet} | {COLUMNS[key]: number(prices.loc[attnet, key], DIGITS[key]) for key in PRICES}
         shown["accuracy [%]"] = number(100 * stored["test"]["accuracy"], ".1f")
         shown["against the profile's"] = "–" if folder == profiles else str(against)
-        rows.append(shown | {COLUMNS[key]: number(stored["test"][key], ".2f") for key in SCORES})
-    yield markdown(rows)
+        price = prices.loc[attnet, PRICES[0]]
+        rows[price] = shown | {COLUMNS[key]: number(stored["test"][key], ".2f") for key in SCORES}
+    yield markdown([rows[price] for price in sorted(rows)])
 
 
 def _strides(value: int | Iterable[int]) -> tuple[int, ...]:
