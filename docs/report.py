@@ -70,11 +70,12 @@ QUESTIONS = {  # the first row minus the second
     ),
     "Does our recipe help?": ("End-to-end", "Paper's losses and live teacher"),
     "Is it better than the middle of the photo?": ("End-to-end", "Centre crop"),
+    "How much better is the teacher's box, in two passes?": ("Teacher crop", "End-to-end"),
     "How much better is the true box?": ("Oracle crop", "End-to-end"),
     "Is it better than the authors' earlier system?": ("End-to-end", "ELoPE"),
     "Is setting 2 better than setting 1?": ("setting 2", "End-to-end"),
 }
-CENTRE = "Centre crop"
+CENTRE, TEACHER = "Centre crop", "Teacher crop"
 NOTHING_LEARNT = (bounds.BASELINE, CENTRE, bounds.ORACLE)  # rows whose box is given
 HOW_TO_READ = (
     "**How to read it.** After an accuracy, ± is the standard deviation over seeds; after a difference, it is half of "
@@ -220,12 +221,14 @@ def _paired(
 
 
 def _hits(name: str, row: str, seeds: list[int], level: float | None = None) -> np.ndarray:
-    """(seeds, photos), as `intervals.hits`; the centre box counts without its margin, as theta's does."""
+    """(seeds, photos), as `intervals.hits`; centre and teacher's box count without the crop's margin, as theta's."""
     tables = [pd.read_csv(_run(name, row, seed) / "predictions.csv") for seed in seeds]
     if row == CENTRE and level is not None:
         true = torch.tensor(tables[0][BOX].to_numpy())
         iou = box_iou(true, centre_box(len(true)).to(true)).numpy()
         tables = [table.assign(iou=iou) for table in tables]
+    if row == TEACHER and level is not None:
+        tables = [table.assign(iou=table["teacher_iou"]) for table in tables]
     return np.stack([hits(table, level) for table in tables])
 
 
@@ -278,8 +281,8 @@ def _table2(name: str) -> Iterable[str]:
 
 def _answers(name: str) -> Iterable[str]:
     runs = accuracies(name)
-    if any(CENTRE in pair for pair in QUESTIONS.values() if shared_seeds(runs, *pair)):
-        yield f"In points. The boxes of {CENTRE} count without `crop_margin` here, as θ's do."
+    if any({CENTRE, TEACHER} & {*pair} for pair in QUESTIONS.values() if shared_seeds(runs, *pair)):
+        yield f"In points. The boxes of {CENTRE} and {TEACHER} count without `crop_margin` here, as θ's do."
     else:
         yield "In points."
     yield markdown(

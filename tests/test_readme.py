@@ -76,6 +76,14 @@ def test_centre_box_is_compared_without_the_margin_that_its_crop_has(report):
     assert report._hits(report.BIRDS, "Centre crop", [0], 0.5).mean() == pytest.approx(expected.mean(), abs=0.1)
 
 
+def test_teachers_box_is_compared_without_the_margin_that_its_crop_has(report):
+    stored = json.loads(report._run(report.BIRDS, "Teacher crop", 0).joinpath("metrics.json").read_text())["test"]
+    assert stored["teacher_box_acc_0.5"] != stored["box_acc_0.5"]
+    assert report._hits(report.BIRDS, "Teacher crop", [0], 0.5).mean() == pytest.approx(
+        100 * stored["teacher_box_acc_0.5"]
+    )
+
+
 @pytest.mark.parametrize(("document", "link"), LINKS)
 def test_link_leads_somewhere(document, link):
     assert ((PROJECT / document).parent / link).exists()
