@@ -659,7 +659,9 @@ def test_help_does_not_wait_for_torch():
 def test_reproduction_is_the_notebooks_up_to_the_comparison(monkeypatch, tmp_path):
     executed = []
     monkeypatch.setattr(
-        runner, "plan", lambda notebook, *args: types.SimpleNamespace(notebook=notebook, folder=tmp_path)
+        runner,
+        "plan",
+        lambda notebook, *args: types.SimpleNamespace(notebook=notebook, folder=tmp_path, parameters={"seeds": [0]}),
     )
     monkeypatch.setattr(runner, "_run", lambda job, *args: executed.append(job.notebook.stem[:2]) or True)
     monkeypatch.setattr(runner, "NEED_RUNS", ())
