@@ -429,8 +429,8 @@ def _number(job: Job) -> str:
 
 def _waits(job: Job) -> bool:
     """Whether a notebook needs the end of all trainings beside it."""
-    early = _number(job) <= BESIDE or (_number(job) in OF_EARLIER_RUNS and len(job.parameters["seeds"]) == 1)
-    return not early
+    one_seed = len(job.parameters["seeds"]) == 1
+    return _number(job) > BESIDE and not (one_seed and _number(job) in OF_EARLIER_RUNS)
 
 
 @contextmanager
