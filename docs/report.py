@@ -339,7 +339,7 @@ def _bounds(name: str) -> Iterable[str]:
                 "": row["row"],
                 "seeds": row["seeds"],
                 "accuracy [%]": _mean_and_spread(row["accuracy_mean"], row["accuracy_std"]),
-                "share of the gain": _share(name, row["row"], row["share_of_gain"]),
+                "share of the gain": _share(name, name, row["row"], row["share_of_gain"]),
             }
             | {COLUMNS[column]: number(row[column], ".2f") for column in boxes}
             for row in table.to_dict("records")
@@ -348,17 +348,14 @@ def _bounds(name: str) -> Iterable[str]:
     yield f"![From row to row](../results/reference/{name}/figures/10_waterfall.png)"
 
 
-def _share(name: str, row: str, share: float, folder: str | None = None, seeds: list[int] | None = None) -> str:
-    """A share of the gain with its interval; a row of another folder is measured against the bounds of `name`."""
+def _share(name: str, folder: str, row: str, share: float) -> str:
+    """A share of the gain with its interval: of a row in `folder`, between the bounds in `name`."""
     shown = number(share, ".0%")
     if row in (bounds.BASELINE, bounds.ORACLE) or pd.isna(share):
         return shown
-    named = accuracies(name)
-    place = folder or name
-    known = [accuracies(place)[row].keys(), named[bounds.BASELINE].keys(), named[bounds.ORACLE].keys()]
-    seeds = seeds or sorted(set.intersection(*map(set, known)))
-    pair = ((name, bounds.BASELINE), (name, bounds.ORACLE))
-    low, high = share_interval(_hits(place, row, seeds), *(_hits(*bound, seeds) for bound in pair))
+    places = [(folder, row), (name, bounds.BASELINE), (name, bounds.ORACLE)]
+    seeds = sorted(set.intersection(*(set(accuracies(place)[found]) for place, found in places)))
+    low, high = share_interval(*(_hits(*place, seeds) for place in places))
     return f"{shown} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
@@ -455,7 +452,7 @@ def _bounded(name: str, folder: str, row: str, seeds: list[int]) -> dict[str, st
     whole, oracle = (pd.Series(accuracies(name)[bound])[seeds].mean() for bound in (bounds.BASELINE, bounds.ORACLE))
     scores = [_json(_run(folder, row, seed) / "metrics.json") for seed in seeds]
     shown = {"row": row, "seeds": " ".join(map(str, seeds)), "accuracy [%]": _mean_and_spread(ours.mean(), ours.std())}
-    shown["share of the gain"] = _share(name, row, (ours.mean() - whole) / (oracle - whole), folder, seeds)
+    shown["share of the gain"] = _share(name, folder, row, (ours.mean() - whole) / (oracle - whole))
     return shown | {COLUMNS[key]: f"{np.mean([score['test'][key] for score in scores]):.2f}" for key in SCORES}
 
 
