@@ -27,10 +27,18 @@ TWO_ROWS = ("Baseline", "No local supervision")
 
 
 def test_without_rows_the_notebooks_runs_are_wanted_those_waited_for_first():
-    wanted = wanted_runs([], [3, 4])
+    experiment = Experiment("smoke", "synthbirds", [3, 4])
+    wanted = wanted_runs(experiment)
     assert wanted[:3] == [("Baseline", 3), ("End-to-end", 3), (SETTING_2, 3)]
     assert sorted(wanted) == sorted([(SETTING_2, 3), *((row, seed) for row in ROWS for seed in (3, 4))])
-    assert wanted_runs(["a", "b"], [1, 2]) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert wanted_runs(experiment, ["a", "b"]) == [("a", 3), ("b", 3), ("a", 4), ("b", 4)]
+
+
+def test_setting_2_is_not_trained_where_a_committed_run_has_it(monkeypatch):
+    experiment = Experiment("smoke", "synthbirds", [3])
+    monkeypatch.setattr(Experiment, "find", lambda self, row, announce: row == SETTING_2)
+    assert sorted(wanted_runs(experiment)) == sorted((row, 3) for row in ROWS)
+    assert wanted_runs(experiment, [SETTING_2]) == [(SETTING_2, 3)]
 
 
 def test_large_crops_train_one_at_a_time(monkeypatch):

@@ -29,14 +29,17 @@ class TrainingsFailed(RuntimeError):
     """One or several trainings failed; the message has a line for each."""
 
 
-def wanted_runs(rows: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """Row and seed of each run; without rows, what the notebooks need: Table 2, and setting 2 with the first seed.
+def wanted_runs(experiment: Experiment, rows: Sequence[str] = ()) -> list[tuple[str, int]]:
+    """Row and seed of each run; without rows, what the notebooks train: Table 2, and setting 2 with the first seed.
 
-    The first seed comes first, and of its rows those that notebooks 02 and 04 wait for.
+    A committed run of setting 2 will do, as of all that stands in Table 3 alone. The first seed comes first, and of its
+    rows those that notebooks 02 and 04 wait for.
     """
+    seeds = experiment.seeds
     if rows:
         return [(row, seed) for seed in seeds for row in rows]
-    first = ["Baseline", "End-to-end", SETTING_2]
+    first = ["Baseline", "End-to-end"]
+    first += [] if experiment.find(SETTING_2, announce=lambda text: None) else [SETTING_2]
     first += [row for row in ROWS if row not in first]
     return [(row, seeds[0]) for row in first] + [(row, seed) for seed in seeds[1:] for row in ROWS]
 

@@ -127,7 +127,7 @@ def tables(profile, datasets, overrides):
 
 @fgvc.command()
 @click.option("--rows", default="", callback=_names,
-              help="Of Table 2, or 'setting 2'; default: Table 2, and setting 2 with the first seed.")  # fmt: skip
+              help="Of Table 2, or 'setting 2'; default: all, setting 2 unless a committed run has it.")  # fmt: skip
 @click.option("--system", "systems", default="", callback=_names,
               help="Of Table 3, such as mmal; several, separated by commas.")  # fmt: skip
 @profile_option
@@ -144,7 +144,7 @@ def train(rows, systems, profile, dataset, overrides, seeds, jobs, fresh):
     from fgvclib.study.experiment import Experiment
 
     experiment = Experiment(profile, dataset, seeds, overrides)
-    runs = trainings.wanted_runs([*rows, *systems], seeds)
+    runs = trainings.wanted_runs(experiment, [*rows, *systems])
     for row, _ in runs:
         experiment.row_config(row)  # refuses a name that is none before anything is trained
     if fresh:
