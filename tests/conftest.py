@@ -85,6 +85,14 @@ def small():
     return configured(backbone="test_efficientnet", attnet_backbone="test_efficientnet")
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+    """Runs begin with random weights: those of `small` would have to be fetched."""
+    from fgvclib.training import loop, runs  # late: brings torch, which some test files do without
+
+    monkeypatch.setattr(runs, "train", partial(loop.train, pretrained=False))
+
+
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
     """A data root (FGVC_DATA) in which the data set of `tiny` and `small` is drawn."""

@@ -3,7 +3,6 @@
 import csv
 import runpy
 import sys
-from functools import partial
 
 import pandas as pd
 import pytest
@@ -23,11 +22,10 @@ def fail(*args, **kwargs):
 
 
 @pytest.fixture
-def overrides(small, data_folder, tmp_path, monkeypatch):
+def overrides(small, untrained, data_folder, tmp_path, monkeypatch):
     """What makes the smoke profile tiny, with two epochs; results go to a folder of their own."""
     monkeypatch.setenv("FGVC_DATA", str(data_folder))
     monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
-    monkeypatch.setattr(runs, "train", partial(loop.train, pretrained=False))
     return small.changes()
 
 
