@@ -85,12 +85,23 @@ def small():
     return configured(backbone="test_efficientnet", attnet_backbone="test_efficientnet")
 
 
-@pytest.fixture
-def untrained(monkeypatch):
-    """Runs begin with random weights: those of `small` would have to be fetched."""
-    from fgvclib.training import loop, runs  # late: brings torch, which some test files do without
+@pytest.fixture(scope="module")
+def untrained():
+    """In place of timm's pre-trained weights, which would have to be fetched for `small`, the same random ones."""
+    import timm  # late: both take seconds, and some test files do without
+    import torch
 
-    monkeypatch.setattr(runs, "train", partial(loop.train, pretrained=False))
+    real = timm.create_model
+
+    def create(tag, pretrained=False, **options):
+        with torch.random.fork_rng(enabled=pretrained):
+            if pretrained:
+                torch.manual_seed(0)
+            return real(tag, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", create)
+        yield
 
 
 @pytest.fixture(scope="session")
