@@ -19,19 +19,15 @@ LONG = (
     "notebooks",
     "runner",
     "browser",
-    "notebooks_without_boxes",
+    "trainings",
+    "systems",
     "course",
     "parallel",
-    "systems",
-    "trainings",
-    "try_next",
-    "elope",
-    "teacher_maps",
+    "notebooks_without_boxes",
     "page",
     "book",
-    "rates",
-    "runs",
-    "training",
+    "teacher_maps",
+    "try_next",
 )
 
 
@@ -83,6 +79,25 @@ def tiny():
 def small():
     """For trainings with `pretrained=False`, on a network of timm that does an eighth of Lite0's work."""
     return configured(backbone="test_efficientnet", attnet_backbone="test_efficientnet")
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """In place of timm's pre-trained weights, which would have to be fetched for `small`, the same random ones."""
+    import timm  # late: both take seconds, and some test files do without
+    import torch
+
+    real = timm.create_model
+
+    def create(tag, pretrained=False, **options):
+        with torch.random.fork_rng(enabled=pretrained):
+            if pretrained:
+                torch.manual_seed(0)
+            return real(tag, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", create)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -103,8 +103,8 @@ def test_teachers_box_is_scored_in_the_whole_photo(tiny, splits, live):
         assert row == pytest.approx(inside if live else [0, 0.25, 0.5, 0.75], abs=1e-6)
 
 
-def test_fixed_crop_trains_without_localisation(tiny, fixed, tmp_path):
-    config = replace(tiny, epochs=1, **BOUNDS["Centre crop"])
+def test_fixed_crop_trains_without_localisation(small, fixed, tmp_path):
+    config = replace(small, epochs=1, **BOUNDS["Centre crop"])
     (record,) = train(config, fixed("centre"), 0, tmp_path / "checkpoint.pt", pretrained=False)
     assert {"train_attention", "train_affine"}.isdisjoint(record)
     (box,) = {tuple(np.round(box[1:], 6)) for box in record["watched_boxes"]}

@@ -484,7 +484,7 @@ def executed_in_one_kernel(paths) -> dict:
 
 @pytest.fixture(scope="module")
 def executed(course_data):
-    return executed_in_one_kernel(INSTRUCTOR) | executed_in_one_kernel([course.STUDENT / p.name for p in INSTRUCTOR])
+    return executed_in_one_kernel([*INSTRUCTOR, *(course.STUDENT / path.name for path in INSTRUCTOR)])
 
 
 @pytest.mark.parametrize("path", INSTRUCTOR, ids=lambda path: path.stem)

@@ -184,12 +184,12 @@ def test_banner_of_aircraft_is_cut_off_unless_asked_to_stay(root):
 
 
 @pytest.mark.parametrize("name", [*LAYOUTS, "synthbirds"])
-def test_every_layout_trains_for_an_epoch(root, tiny, data_folder, monkeypatch, name):
+def test_every_layout_trains_for_an_epoch(root, small, data_folder, monkeypatch, name):
     dataset, write, boxed = LAYOUTS.get(name, ("synthbirds", lambda root: None, True))
     if dataset == "synthbirds":
         monkeypatch.setenv("FGVC_DATA", str(data_folder))
     write(root)
-    config = replace(tiny, dataset=dataset, epochs=1, warmup_epochs=0)
+    config = replace(small, dataset=dataset, epochs=1, warmup_epochs=0)
     (record,) = train(config, load_splits(config), 0, root / "checkpoint.pt", pretrained=False)
     assert np.isfinite(record["train_total"]) and 0 <= record["validation_accuracy"] <= 1
     assert ("validation_mean_iou" in record) == boxed

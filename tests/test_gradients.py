@@ -15,13 +15,13 @@ LABELS = torch.tensor([0, 2])
 
 
 @pytest.fixture(scope="module")
-def system(tiny):
+def system(small):
     torch.manual_seed(0)
-    model = build_model(tiny, 3, pretrained=False).double().eval()
+    model = build_model(small, 3, pretrained=False).double().eval()
     for axis in (model.affnet.horizontal, model.affnet.vertical):
         torch.nn.init.normal_(axis[-1].weight, std=0.01)  # AffNet starts deaf to its input
-    criterion = build_loss(tiny, 3).double().eval()
-    criterion.embedding_loss.centres.copy_(normalise(torch.randn(3, tiny.embedding_dim)))
+    criterion = build_loss(small, 3).double().eval()
+    criterion.embedding_loss.centres.copy_(normalise(torch.randn(3, small.embedding_dim)))
     return model, criterion, torch.randn(2, 3, 64, 64, dtype=torch.float64)
 
 
@@ -60,13 +60,13 @@ def test_embedding_loss_is_silent_without_centres_and_heard_with_them(system):
     assert silent < 1e-12 < 1e-3 < heard
 
 
-def test_class_centres_are_mean_directions(tiny, splits):
+def test_class_centres_are_mean_directions(small, splits):
     torch.manual_seed(0)
-    model = build_model(tiny, 3, pretrained=False).eval()
+    model = build_model(small, 3, pretrained=False).eval()
     photos = splits.train.iloc[::-1].reset_index(drop=True)
-    found = class_centres(model, photos, tiny)
+    found = class_centres(model, photos, small)
     with torch.no_grad():
-        unit = torch.cat([normalise(model(batch["image"]).embedding) for batch in evaluation_loader(photos, tiny)])
+        unit = torch.cat([normalise(model(batch["image"]).embedding) for batch in evaluation_loader(photos, small)])
     for label in range(3):
         mean = unit[torch.tensor((photos["label"] == label).to_numpy())].mean(dim=0)
         torch.testing.assert_close(found[label], mean / mean.norm())

@@ -12,20 +12,18 @@ from PIL import Image
 from fgvclib.apps import live
 from fgvclib.apps.live import TrainingStopped, TrainingView
 from fgvclib.study.experiment import Experiment
-from fgvclib.training import runs
+from fgvclib.training import loop
 from fgvclib.training.checkpoints import read_checkpoint
 from fgvclib.utils.progress import HEADLESS
 
 
 @pytest.fixture
-def experiment(tiny, data_folder, tmp_path, monkeypatch) -> Experiment:
-    """The smoke profile with the values of `tiny`; results go to a folder of this test."""
+def experiment(small, untrained, data_folder, tmp_path, monkeypatch) -> Experiment:
+    """The smoke profile with the values of `small`; results go to a folder of this test."""
     monkeypatch.setenv("FGVC_DATA", str(data_folder))
     monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
     monkeypatch.delenv(HEADLESS, raising=False)
-    keys = ["num_classes", "train_per_class", "test_per_class", "photo_size", "image_size", "crop_size", "teacher_size"]
-    keys += ["embedding_dim", "batch_size", "epochs", "learning_rate"]
-    return Experiment("smoke", "synthbirds", overrides={key: getattr(tiny, key) for key in keys})
+    return Experiment("smoke", "synthbirds", overrides=small.changes())
 
 
 @pytest.fixture
@@ -100,9 +98,8 @@ def test_stopped_training_keeps_its_epochs_and_goes_on_from_there(experiment, sh
     checkpoint = experiment.run_folder("End-to-end") / "checkpoint.pt"
     assert len(read_checkpoint(checkpoint)["history"]) == 1
     assert not experiment.has_run("End-to-end")
-    trained = []
-    real_epoch = runs.train.__globals__["train_one_epoch"]
-    monkeypatch.setitem(runs.train.__globals__, "train_one_epoch", lambda *a: trained.append(1) or real_epoch(*a))
+    trained, real_epoch = [], loop.train_one_epoch
+    monkeypatch.setattr(loop, "train_one_epoch", lambda *a: trained.append(1) or real_epoch(*a))
     assert live.train(experiment, "End-to-end").history["epoch"].tolist() == [1, 2]
     assert len(trained) == 1
 

@@ -24,6 +24,7 @@ from fgvclib.utils.progress import HEADLESS
 
 NOTEBOOKS = [path for path in list_notebooks() if path.stem[:2] not in ("03", "08")]
 FAST = {"epochs": 1, "image_size": 64, "teacher_size": 64}
+FAST |= dict.fromkeys(("backbone", "setting2_backbone", "attnet_backbone"), "test_efficientnet")
 GIVEN = {"profile": "smoke", "dataset": "folder", "seeds": [0]}
 NO_VALIDATION = ("01", "02", "04", "09", "10")
 CASES = [(path, FAST) for path in NOTEBOOKS if path.stem[:2] not in NO_VALIDATION or path.stem[:2] == "04"]
@@ -36,7 +37,7 @@ def case_name(notebook, overrides) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def places(tmp_path_factory):
+def places(tmp_path_factory, untrained):
     """Eight training and four test photos of two classes, and results of their own."""
     root, rng = tmp_path_factory.mktemp("boxless"), np.random.default_rng(0)
     for part, count in (("train", 4), ("test", 2)):

@@ -121,8 +121,8 @@ def test_batches_of_one_are_refused_with_a_sentence(tiny, splits, tmp_path):
         next(train(tiny, alone, 0, tmp_path / "checkpoint.pt"))
 
 
-def test_last_batch_of_one_is_left_out(tiny, splits, tmp_path, monkeypatch):
-    config = replace(tiny, batch_size=11, epochs=1)  # 12 photos
+def test_last_batch_of_one_is_left_out(small, untrained, splits, tmp_path, monkeypatch):
+    config = replace(small, batch_size=11, epochs=1)  # 12 photos
     sizes, real = [], loop.EndToEndLoss.forward
 
     def recorded(self, output, labels, teacher_map=None):

@@ -124,10 +124,10 @@ def test_pass_that_fails_is_told_and_the_next_one_runs(address):
         browser.close()
 
 
-def test_page_knows_at_which_size_attnet_sees_the_photo(tiny, tmp_path, monkeypatch):
+def test_page_knows_at_which_size_attnet_sees_the_photo(small, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     monkeypatch.setattr("fgvclib.apps.page._fetch_runtime", lambda folder: None)
-    as_in_photos = replace(tiny, attnet_size=96, attnet_stride=(8, 16))
+    as_in_photos = replace(small, attnet_size=96, attnet_stride=(8, 16))
     page = export_page(checkpoint_of(as_in_photos, tmp_path), tmp_path / "page")
     assert json.loads(page.with_name("system.json").read_text())["attnet_size"] == 96
 

@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from accelerate import PartialState
 
 from fgvclib.model.classifier import Classifier
-from fgvclib.training.runs import train_or_load
+from fgvclib.training import loop, runs
 from fgvclib.utils.parallel import create_accelerator, process_state
 
 
@@ -23,19 +24,18 @@ def train_in(folder, config, splits) -> None:
             seen.append((self.training, str(output[0].dtype)))
         return output
 
-    Classifier.forward = forward
-    try:
-        run = train_or_load(config, splits, 0, folder, announce=str)
-    finally:
-        Classifier.forward = real
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "forward", forward)
+        patch.setattr(runs, "train", partial(loop.train, pretrained=False))
+        run = runs.train_or_load(config, splits, 0, folder, announce=str)
     torch.save({"seen": seen, "metrics": run.metrics, "model": run.model.state_dict()}, folder / "report.pt")
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, splits, processes, tmp_path_factory):
+def trained(small, splits, processes, tmp_path_factory):
     """Reports of bf16, fp32, bf16 in one process, and of one process for each precision."""
     folder = tmp_path_factory.mktemp("precision")
-    one_epoch = replace(tiny, epochs=1, warmup_epochs=0)
+    one_epoch = replace(small, epochs=1, warmup_epochs=0)
     configs = {"bf16": replace(one_epoch, precision="bf16"), "fp32": one_epoch}
     for precision, config in configs.items():
         process = processes.Process(target=train_in, args=(folder / f"alone-{precision}", config, splits))

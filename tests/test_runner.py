@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import types
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -46,6 +47,33 @@ def notebooks(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "NEED_RUNS", ())  # nothing is trained beside these
     runner.NOTEBOOKS.mkdir()
     return runner.NOTEBOOKS
+
+
+def execute_here(job, timeout) -> int:
+    """In place of `_execute`: the cells run in this process, without the seconds that papermill and a kernel take."""
+    executed, names = nbformat.read(job.notebook, 4), {}
+    executed.metadata.papermill = {}
+    cells = [cell for cell in executed.cells if cell.cell_type == "code"]
+    for cell in cells:
+        cell.metadata.papermill = {"start_time": None}
+    try:
+        for number, cell in enumerate(cells, 1):
+            exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= job.parameters
+            cell.execution_count = number
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        nbformat.write(executed, job.partial)
+    return 0
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """For what is decided around an execution."""
+    monkeypatch.setattr(runner, "_execute", execute_here)
 
 
 def write(folder: Path, name: str, *cells: str, tag: str = "parameters", parameters: str = PARAMETERS) -> Path:
@@ -121,7 +149,7 @@ def test_hash_changes_with_everything_that_a_result_depends_on(notebooks, monkey
     assert runner.plan("03", *SMOKE).hash() != plain
 
 
-def test_failing_cell_is_named_and_a_rerun_works(notebooks, tmp_path):
+def test_failing_cell_is_named_and_a_rerun_works(notebooks, monkeypatch):
     write(notebooks, "03_tiny", "value = 1", "value / 0  # here", count("'after'"))
     with pytest.raises(
         runner.NotebookFailed, match=r"03_tiny failed in cell In \[4\] \(value / 0  # here\)"
@@ -133,6 +161,7 @@ def test_failing_cell_is_named_and_a_rerun_works(notebooks, tmp_path):
     assert str(failure.value.copy) in str(failure.value)
     assert entries() == set() and counted() == []
 
+    monkeypatch.setattr(runner, "_execute", execute_here)
     write(notebooks, "03_tiny", f"{FOLDER}\nassert not (folder / 'broken').exists()", count("'after'"))
     copy = runner.run_notebook("03", *SMOKE)
     assert entries() == {"03_tiny"} and counted() == ["after"]
@@ -294,7 +323,7 @@ def test_absent_data_are_recorded_as_absent(notebooks):
         assert manifest.read_manifest(results_folder(smoke))["dataset_checksum"] == recorded
 
 
-def test_done_notebook_of_other_data_is_refused(notebooks):
+def test_done_notebook_of_other_data_is_refused(notebooks, without_kernels):
     write(notebooks, "03_tiny", "1")
     runner.run_notebook("03", *SMOKE)
     sys.modules["fgvclib.data.splits"].dataset_checksum = lambda config: "other birds"
@@ -304,7 +333,9 @@ def test_done_notebook_of_other_data_is_refused(notebooks):
 
 def test_fresh_executes_what_is_done_and_tells_the_notebook(notebooks):
     write(notebooks, "03_tiny", "import os", count("os.environ.get('FGVC_FRESH', 'absent')"))
-    assert main(["run", "03", "--profile", "smoke"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_execute", execute_here)
+        assert main(["run", "03", "--profile", "smoke"]) == 0
     asked = time.time()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FRESH, "0")  # to be set back
@@ -354,7 +385,7 @@ def test_settings_of_the_user_do_not_reach_the_kernel(notebooks, tmp_path, monke
             output.get("data", {})]  # fmt: skip
 
 
-def test_one_runner_per_notebook(notebooks, capsys):
+def test_one_runner_per_notebook(notebooks, without_kernels, capsys):
     """The lock holds between processes, and dies with its holder; another notebook of the folder is free."""
     write(notebooks, "03_tiny", count("'third'"))
     write(notebooks, "04_tiny", count("'fourth'"))
@@ -459,7 +490,7 @@ def test_killed_runner_leaves_nothing_running_and_nothing_done(running):
 # Many notebooks
 
 
-def test_all_in_order_then_the_tables(notebooks, capfd):
+def test_all_in_order_then_the_tables(notebooks, without_kernels, capfd):
     table = "model,accuracy_mean,accuracy_std,paper_accuracy\nbaseline,0.81234,0.01,0.8\nours,0.9,,\n"
     artefacts = f"(folder / 'table2.csv').write_text({table!r})\n(folder / 'figures').mkdir()\n"
     write(notebooks, "05_ablation", count("str(rows)"), artefacts + "(folder / 'figures' / 'a.png').touch()")
@@ -693,6 +724,7 @@ try:
 except KeyboardInterrupt:
     (folder / "interrupted").touch()
 """
+UNTIL_ASKED = "import os, time\nwhile not os.path.exists(os.environ['FGVC_RESULTS'] + '/asked'):\n    time.sleep(0.1)\n"
 SAY_THREADS = f"{FOLDER}\nimport os\nprint('threads', os.environ['OMP_NUM_THREADS'])\n"
 
 
@@ -705,7 +737,7 @@ def stand_in(notebooks, monkeypatch, tmp_path):
     return tmp_path / "results"
 
 
-def test_trainings_run_beside_notebooks_until_one_reads_all_runs(notebooks, stand_in, capfd):
+def test_trainings_run_beside_notebooks_until_one_reads_all_runs(notebooks, stand_in, without_kernels, capfd):
     write(notebooks, "02_trains", SAY_THREADS + "(folder.parent / 'enough').touch()")
     write(notebooks, "05_reads", SAY_THREADS)
     runner.run_all("smoke", "synthbirds", [0, 1], {"learning_rate": 0.01})
@@ -720,14 +752,13 @@ def test_trainings_run_beside_notebooks_until_one_reads_all_runs(notebooks, stan
     assert not (stand_in / "asked").exists()
 
 
-def test_a_notebook_measures_when_the_trainings_beside_it_have_ended(notebooks, stand_in, monkeypatch):
+def test_a_notebook_measures_when_the_trainings_beside_it_have_ended(notebooks, stand_in, without_kernels, monkeypatch):
     """Notebook 03 runs beside them, as the last, and waits where it is about to measure."""
     locking = "from fgvclib.utils.files import BUSY, locked\nwith locked(os.environ[BUSY]):\n"
     beginning, end = TRAININGS.split("try:", 1)
     ends = "    (folder / 'ended').touch()\n"
     monkeypatch.setattr(runner, "TRAININGS", beginning + locking + indent("try:" + end, "    ") + ends)
-    asked = f"{FOLDER}\nimport time\nwhile not (folder.parent / 'asked').exists():\n    time.sleep(0.1)\n"
-    write(notebooks, "02_trains", asked)
+    write(notebooks, "02_trains", UNTIL_ASKED)
     write(notebooks, "03_measures", f"{FOLDER}\nfrom fgvclib.utils.files import wait_for_idle_machine\n"
           "assert (folder.parent / 'last').exists() and not (folder.parent / 'ended').exists()\n"
           "(folder.parent / 'enough').touch()\nwait_for_idle_machine()\n"
@@ -737,19 +768,18 @@ def test_a_notebook_measures_when_the_trainings_beside_it_have_ended(notebooks, 
     assert runner.BUSY not in os.environ
 
 
-def test_failing_notebook_ends_the_trainings_beside_it(notebooks, stand_in):
-    write(notebooks, "02_trains", "import os, time\nwhile not os.path.exists(os.environ['FGVC_RESULTS'] + '/asked'):\n"
-          "    time.sleep(0.1)\ntime.sleep(1)", "1 / 0")  # fmt: skip
+def test_failing_notebook_ends_the_trainings_beside_it(notebooks, stand_in, without_kernels):
+    write(notebooks, "02_trains", UNTIL_ASKED + "time.sleep(1)", "1 / 0")
     with pytest.raises(runner.NotebookFailed):
         runner.run_all(*SMOKE)
     assert (stand_in / "interrupted").exists()
 
 
-def test_trainings_that_ignore_the_interrupt_are_killed(notebooks, stand_in, monkeypatch):
+def test_trainings_that_ignore_the_interrupt_are_killed(notebooks, stand_in, without_kernels, monkeypatch):
     monkeypatch.setattr(runner, "GRACE_SECONDS", 1)
     deaf = TRAININGS.replace("signal.default_int_handler", "signal.SIG_IGN")
     monkeypatch.setattr(runner, "TRAININGS", deaf)
-    write(notebooks, "02_trains", "1 / 0")
+    write(notebooks, "02_trains", UNTIL_ASKED, "1 / 0")
     with pytest.raises(runner.NotebookFailed):
         runner.run_all(*SMOKE)
     assert not (stand_in / "interrupted").exists()
@@ -782,7 +812,7 @@ def test_failed_trainings_end_the_command_before_the_next_notebook(notebooks, st
     assert "04_trains" not in executed
 
 
-def test_failing_training_ends_the_notebooks_in_a_sentence(notebooks, stand_in, monkeypatch, capsys):
+def test_failing_training_ends_the_notebooks_in_a_sentence(notebooks, stand_in, without_kernels, monkeypatch, capsys):
     monkeypatch.setattr(runner, "TRAININGS", "import sys\nsys.exit(1)")
     write(notebooks, "02_trains", "1")
     write(notebooks, "05_reads", count("'read'"))

@@ -159,12 +159,12 @@ def test_parameters_beyond_the_backbone(backbone, size, maps, channels):
     assert own == channels * maps + 2 * maps + maps * channels * CLASSES
 
 
-def test_one_look_takes_the_weights_of_cal_as_it_trains_alike(tiny, data_folder, tmp_path, monkeypatch):
+def test_one_look_takes_the_weights_of_cal_as_it_trains_alike(small, untrained, data_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("FGVC_DATA", str(data_folder))
     told, experiments = [], []
     for name in ("alone", "after"):
         monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / name))
-        experiments.append(Experiment("smoke", "synthbirds", 0, tiny.changes() | {"epochs": 1}))
+        experiments.append(Experiment("smoke", "synthbirds", 0, small.changes() | {"epochs": 1}))
     alone, after = experiments
     trained, cal = alone.run("cal-one-look"), after.run("cal")
     with monkeypatch.context() as patch:
@@ -182,11 +182,13 @@ def test_one_look_takes_the_weights_of_cal_as_it_trains_alike(tiny, data_folder,
     assert after.run("cal-one-look").checkpoint.stat().st_mtime_ns == before
 
 
-def test_fresh_one_look_takes_the_weights_of_the_cal_that_is_there(tiny, data_folder, tmp_path, monkeypatch):
+def test_fresh_one_look_takes_the_weights_of_the_cal_that_is_there(
+    small, untrained, data_folder, tmp_path, monkeypatch
+):
     monkeypatch.setenv("FGVC_DATA", str(data_folder))
     monkeypatch.setenv("FGVC_RESULTS", str(tmp_path))
     monkeypatch.setenv(FRESH, "0")  # to be set back
-    overrides = tiny.changes() | {"epochs": 1}
+    overrides = small.changes() | {"epochs": 1}
     experiment = Experiment("smoke", "synthbirds", 0, overrides)
     cal, old = experiment.run("cal"), experiment.run("cal-one-look")
     made = [run.checkpoint.stat().st_mtime_ns for run in (cal, old)]

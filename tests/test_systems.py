@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from fgvclib.data.loaders import BalancedSampler
 from fgvclib.systems import SYSTEMS
 from fgvclib.systems.base import System
 from fgvclib.systems.cal import CAL
+from fgvclib.training import loop
 from fgvclib.training.checkpoints import read_checkpoint
-from fgvclib.training.loop import train as train_run
 from fgvclib.training.runs import train_or_load
 
 CLASSES, SIZE, IMAGE = 4, 128, 160
 BACKBONE = "test_efficientnet"  # of timm: five blocks, an eighth of Lite0's work
+train_run = partial(loop.train, pretrained=False)
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -39,14 +41,14 @@ def batch():
     return {"image": colours + torch.randn(8, 3, IMAGE, IMAGE, generator=generator) / 2, "label": labels}
 
 
-def count_pixels(system) -> list[int]:
-    """A list that grows by B H W whenever a network looks at colours."""
-    counted = []
+def record_looks(system) -> list[tuple[int, int, int]]:
+    """A list that grows by (B, H, W) whenever a network looks at colours."""
+    looks = []
     looking = [layer for layer in system.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3]
     assert looking
     for layer in looking:
-        layer.register_forward_pre_hook(lambda layer, inputs: counted.append(inputs[0][:, 0].numel()))
-    return counted
+        layer.register_forward_pre_hook(lambda layer, inputs: looks.append(tuple(inputs[0][:, 0].shape)))
+    return looks
 
 
 def train(system, batch, steps: int, rate: float = 0.003) -> list[float]:
@@ -91,31 +93,21 @@ def test_a_crop_is_refused_in_a_sentence_or_trains(name, backbone, side, batch):
         assert system.eval().predict(batch["image"]).log_probabilities.isfinite().all()
 
 
-def test_pictures_are_of_the_sides_that_are_checked(system, batch):
-    seen = set()
-    for layer in system.modules():
-        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
-            layer.register_forward_pre_hook(lambda layer, inputs: seen.add(tuple(inputs[0].shape[2:])))
-    system.train()
-    system.begin_epoch(5, 10)
-    train(system, batch, steps=1)
-    half = system.crop_size // 2
-    assert seen == {(system.crop_size,) * 2, *([(half, half)] if system.halves else [])}
-
-
 def test_an_answer_costs_the_stated_passes(system, batch):
-    counted = count_pixels(system.eval())
+    looks = record_looks(system.eval())
     with torch.no_grad():
         system.predict(batch["image"])
-    assert sum(counted) == pytest.approx(system.passes * 8 * system.crop_size**2, rel=0.01)
+    assert sum(map(math.prod, looks)) == pytest.approx(system.passes * 8 * system.crop_size**2, rel=0.01)
 
 
-def test_a_training_step_costs_the_stated_passes(system, batch):
+def test_a_training_step_costs_the_stated_passes_over_pictures_of_the_sides_that_are_checked(system, batch):
     system.train()
     system.begin_epoch(5, 10)
-    counted = count_pixels(system)
+    looks = record_looks(system)
     train(system, batch, steps=1)
-    assert sum(counted) == pytest.approx(system.training_passes * 8 * system.crop_size**2, rel=0.01)
+    assert sum(map(math.prod, looks)) == pytest.approx(system.training_passes * 8 * system.crop_size**2, rel=0.01)
+    sides = (system.crop_size, system.crop_size // 2) if system.halves else (system.crop_size,)
+    assert {(height, width) for _, height, width in looks} == {(side, side) for side in sides}
 
 
 def test_an_answer_is_a_distribution_and_the_same_twice(system, batch):
@@ -185,10 +177,10 @@ def test_balanced_batches_hold_classes_and_photos_of_each():
 
 
 @pytest.mark.parametrize("left, told", [(1, "1 training photo beside"), (2, None)])
-def test_class_too_small_for_balanced_batches_is_refused_by_name(left, told, tiny, splits, tmp_path):
+def test_class_too_small_for_balanced_batches_is_refused_by_name(left, told, small, splits, tmp_path):
     others = splits.train.index[splits.train["label"] == 1][left:]
     few = replace(splits, train=splits.train.drop(others).reset_index(drop=True))
-    training = train_run(replace(tiny, system="mamc", epochs=1), few, 0, tmp_path / "checkpoint.pt")
+    training = train_run(replace(small, system="mamc", epochs=1), few, 0, tmp_path / "checkpoint.pt")
     if told is None:
         assert len(list(training)) == 1
         return
@@ -198,8 +190,8 @@ def test_class_too_small_for_balanced_batches_is_refused_by_name(left, told, tin
 
 
 @pytest.fixture(params=["finetune", "apinet"])  # the loop's own batches, and balanced ones with a frozen epoch
-def configured(request, tiny):
-    return replace(tiny, system=request.param, epochs=2)
+def configured(request, small):
+    return replace(small, system=request.param, epochs=2)
 
 
 def test_resumed_training_equals_an_uninterrupted_one(configured, splits, tmp_path):
@@ -215,9 +207,9 @@ def test_resumed_training_equals_an_uninterrupted_one(configured, splits, tmp_pa
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_random_numbers_of_a_step_change_neither_with_workers_nor_where_a_run_was_resumed(
-    workers, tiny, splits, tmp_path
+    workers, small, splits, tmp_path
 ):
-    config = replace(tiny, system="pmg", epochs=2)
+    config = replace(small, system="pmg", epochs=2)
     whole = list(train_run(config, splits, 0, tmp_path / "whole.pt"))
     begun = train_run(replace(config, workers=workers), splits, 0, tmp_path / "part.pt")
     next(begun)
@@ -227,7 +219,7 @@ def test_random_numbers_of_a_step_change_neither_with_workers_nor_where_a_run_wa
     assert len(whole) == 2 and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_run_of_a_system_is_scored_loaded_and_used_on_photos(configured, splits, tmp_path):
+def test_run_of_a_system_is_scored_loaded_and_used_on_photos(configured, untrained, splits, tmp_path):
     run = train_or_load(configured, splits, 0, tmp_path / "run")
     assert 0 <= run.metrics["accuracy"] <= 1 and len(run.predictions) == len(splits.test)
     again = train_or_load(configured, splits, 0, tmp_path / "run", announce=pytest.fail)

@@ -77,8 +77,8 @@ def test_several_networks_cost_what_they_see(tiny):
     assert racnn["million_macs"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_measured_rows_stand_apart_with_their_cost(tiny, splits, tmp_path):
-    config = replace(tiny, system="finetune", epochs=1)
+def test_measured_rows_stand_apart_with_their_cost(small, untrained, splits, tmp_path):
+    config = replace(small, system="finetune", epochs=1)
     runs = {"finetune": [train_or_load(config, splits, seed, tmp_path / str(seed)) for seed in (0, 1)]}
     table = table3(runs, "synthbirds")
     row = table.iloc[-1]

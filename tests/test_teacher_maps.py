@@ -37,6 +37,12 @@ def config(tiny, tmp_path, monkeypatch):
     return replace(tiny, teacher_weights="imagenet", teacher_layer="stage", teacher_mean="rms", threshold=0.5)
 
 
+@pytest.fixture
+def quick(config, small, untrained):
+    """The same, for trainings in which it does not matter what a network has learnt before."""
+    return replace(config, backbone=small.backbone, attnet_backbone=small.attnet_backbone)
+
+
 def stage_by_hand(config, photos) -> np.ndarray:
     """Features (N, 320, 4, 4) of ImageNet's last stage."""
     backbone = create_backbone(config.backbone, output_stride=16).eval()
@@ -133,9 +139,9 @@ def test_teacher_without_a_component_has_none(config, splits):
 
 
 @pytest.mark.parametrize("row", ["End-to-end", "Baseline"])
-def test_trained_model_finds_by_itself_what_its_kept_maps_say(config, splits, tmp_path, row):
+def test_trained_model_finds_by_itself_what_its_kept_maps_say(quick, splits, tmp_path, row):
     """The component travels in the checkpoint: a loaded model needs no pass over the training photos."""
-    config = replace(config, teacher_mean="ddt+rms", epochs=1, **ROWS[row])
+    config = replace(quick, teacher_mean="ddt+rms", epochs=1, **ROWS[row])
     run = train_or_load(config, splits, 0, tmp_path / "run", announce=lambda text: None)
     images = torch.cat([batch["image"] for batch in evaluation_loader(splits.test, config)])
     kept = teacher_maps(splits.test, config, teacher_component(splits.train, config))
@@ -291,10 +297,10 @@ def test_live_teacher_has_no_fixed_maps(tiny, splits):
         teacher_maps(splits.test, tiny)
 
 
-def test_training_makes_no_second_pass(config, splits, tmp_path, monkeypatch):
-    teacher_maps(splits.train, config)
+def test_training_makes_no_second_pass(quick, splits, tmp_path, monkeypatch):
+    teacher_maps(splits.train, quick)
     monkeypatch.setattr(Teacher, "__call__", None)  # a teacher pass would fail
-    records = list(train(replace(config, epochs=1), splits, 0, tmp_path / "checkpoint.pt"))
+    records = list(train(replace(quick, epochs=1), splits, 0, tmp_path / "checkpoint.pt"))
     assert records[0]["train_attention"] > 0
 
 
@@ -317,8 +323,8 @@ def test_localisation_learns_alone_and_leaves_the_classifier(config, splits):
     assert all(torch.equal(value, before[name]) for name, value in model.classifier.state_dict().items())
 
 
-def test_what_was_learnt_alone_survives_an_interrupt_in_the_first_epoch(config, splits, tmp_path, monkeypatch):
-    config = replace(config, localisation_epochs=2, epochs=1)
+def test_what_was_learnt_alone_survives_an_interrupt_in_the_first_epoch(quick, splits, tmp_path, monkeypatch):
+    config = replace(quick, localisation_epochs=2, epochs=1)
     resumed, said = tmp_path / "run" / "checkpoint.pt", []
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "train_one_epoch", _interrupt)
@@ -333,7 +339,7 @@ def test_what_was_learnt_alone_survives_an_interrupt_in_the_first_epoch(config, 
 
 
 def test_minutes_of_a_run_hold_the_maps_and_the_epochs_alone_also_after_an_interrupt(
-    config, splits, tmp_path, monkeypatch
+    quick, splits, tmp_path, monkeypatch
 ):
     clock, path = [0.0], tmp_path / "checkpoint.pt"
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
@@ -347,7 +353,7 @@ def test_minutes_of_a_run_hold_the_maps_and_the_epochs_alone_also_after_an_inter
 
         return name, slow
 
-    config = replace(config, localisation_epochs=1, epochs=1)
+    config = replace(quick, localisation_epochs=1, epochs=1)
     monkeypatch.setattr(loop, *taking(10, "train_localisation"))
     monkeypatch.setattr(loop, *taking(1, "train_one_epoch"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
