@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
 DRAWN, BIRDS, EFFICIENCY = "cpu-synthbirds", "photos-cub200", "paper-efficiency"
 TEACHERS_OF_ALL, ALL_BIRDS = "photos-cub200-all", "photos-cub200-num_classes=200"
+MAPS_OF_ALL = "photos-cub200-num_classes=200-epochs=1"
 RIVALS_ON_BIRDS = "photos-cub200-num_classes=50"
 LARGE_CROPS = "cpu-synthbirds-crop_size=224"
 GENTLER = "AttNet and AffNet at a lower rate"
@@ -537,6 +538,10 @@ def _gain(name: str, method: str) -> str:
 def _real_birds() -> Iterable[str]:
     yield "## Real birds: all 200 classes, boxes without a classifier"
     yield from _boxes(TEACHERS_OF_ALL)
+    yield "## Real birds: all 200 classes, from attention map to box"
+    yield _made_how(MAPS_OF_ALL)
+    yield provenance(MAPS_OF_ALL)
+    yield from _table1(MAPS_OF_ALL)
     yield "## Real birds: all 200 classes"
     yield OVERLAP
     yield from _classifiers(ALL_BIRDS)
@@ -558,16 +563,19 @@ def _classifiers(birds: str) -> Iterable[str]:
     yield from _networks(birds)
     yield from _attnets(birds)
     yield from _recipes(birds)
-    yield from _table1(birds)
     yield from _table2(birds)
     yield from _bounds(birds)
     yield from _answers(birds)
 
 
+def _made_how(birds: str) -> str:
+    return f"How these were made, and on which copy of the photos: [{birds}](../results/reference/{birds}/README.md)."
+
+
 def _boxes(birds: str) -> Iterable[str]:
     folder = REFERENCE / birds
     readme = folder / "README.md"
-    yield f"How these were made, and on which copy of the photos: [{birds}](../results/reference/{birds}/README.md)."
+    yield _made_how(birds)
     titles = {"teachers": "Teachers: boxes of their maps", "boxes": "AttNet and AffNet alone: their boxes"}
     for name, title in titles.items():
         path = folder / f"{name}.csv"
