@@ -473,7 +473,9 @@ def executed_in_one_kernel(paths) -> dict:
     """Path → its notebook as marking executes it. The kernel forgets all names before each: to start one takes long."""
     sources = [course._with_original_checks(path) for path in paths]
     together = nbformat.v4.new_notebook(metadata=sources[0].metadata)
-    for source in sources:
+    for number, source in enumerate(sources):
+        for cell in source.cells:
+            cell.id = f"{number}-{cell.id}"  # a student's cells bear the ids of the instructor's
         together.cells += [nbformat.v4.new_code_cell("%reset -f"), *source.cells]
     cells = iter(course._execute(together).cells)
     for source in sources:
