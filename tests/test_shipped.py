@@ -3,7 +3,9 @@
 import pytest
 
 from fgvclib.study import experiment as module
-from fgvclib.study.experiment import Experiment
+from fgvclib.study.experiment import SETTING_2, Experiment
+from fgvclib.study.table2 import ROWS
+from fgvclib.study.trainings import wanted_runs
 
 
 @pytest.fixture
@@ -17,8 +19,8 @@ def smoke(tmp_path, monkeypatch, splits):
     return experiment
 
 
-def committed(experiment, monkeypatch, answer):
-    folder = module.SHIPPED / "smoke-synthbirds" / "runs" / "End-to-end-seed0"
+def committed(experiment, monkeypatch, answer, row="End-to-end"):
+    folder = module.SHIPPED / "smoke-synthbirds" / "runs" / experiment.run_folder(row).name
     folder.mkdir(parents=True)
     (folder / "metrics.json").touch()  # what marks a finished run
 
@@ -39,6 +41,16 @@ def test_a_run_of_this_machine_comes_first(smoke, monkeypatch):
     (smoke.run_folder("End-to-end") / "metrics.json").parent.mkdir(parents=True)
     (smoke.run_folder("End-to-end") / "metrics.json").write_text("{}")
     assert smoke.trained("End-to-end") == ("trained", smoke.run_folder("End-to-end"))
+
+
+def test_setting_2_is_trained_where_no_committed_run_has_it_or_it_was_trained_here(smoke, monkeypatch):
+    assert (SETTING_2, 0) in wanted_runs(smoke)
+    committed(smoke, monkeypatch, lambda: "the committed run", SETTING_2)
+    assert sorted(wanted_runs(smoke)) == sorted((row, 0) for row in ROWS)
+    assert wanted_runs(smoke, [SETTING_2]) == [(SETTING_2, 0)]
+    smoke.run_folder(SETTING_2).mkdir(parents=True)
+    (smoke.run_folder(SETTING_2) / "metrics.json").write_text("{}")
+    assert (SETTING_2, 0) in wanted_runs(smoke)  # --fresh trains it anew
 
 
 def test_a_committed_run_of_other_photos_is_named_and_left(smoke, monkeypatch):

@@ -34,13 +34,6 @@ def test_without_rows_the_notebooks_runs_are_wanted_those_waited_for_first():
     assert wanted_runs(experiment, ["a", "b"]) == [("a", 3), ("b", 3), ("a", 4), ("b", 4)]
 
 
-def test_setting_2_is_not_trained_where_a_committed_run_has_it(monkeypatch):
-    experiment = Experiment("smoke", "synthbirds", [3])
-    monkeypatch.setattr(Experiment, "find", lambda self, row, announce: row == SETTING_2)
-    assert sorted(wanted_runs(experiment)) == sorted((row, 3) for row in ROWS)
-    assert wanted_runs(experiment, [SETTING_2]) == [(SETTING_2, 3)]
-
-
 def test_large_crops_train_one_at_a_time(monkeypatch):
     state = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
     monkeypatch.setattr(trainings, "process_state", lambda: state)

@@ -107,21 +107,22 @@ class Experiment:
 
         Of most rows these hold predictions and scores; weights are shipped for "End-to-end" with seed 0 alone.
         """
-        return self._shipped(row, seed, announce) or self.run(row, seed, announce)
+        return self.committed(row, seed, announce) or self.run(row, seed, announce)
 
     def find(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run | None:
         """The run that is here, or among the committed ones; None where it is nowhere. Nothing is trained."""
         if not self.has_run(row, seed):
-            return self._shipped(row, seed, announce)
+            return self.committed(row, seed, announce)
         seed, folder = self.seeds[0] if seed is None else seed, self.run_folder(row, seed)
         return load_run(self.row_config(row), self._splits_of(row, seed, folder), seed, folder, announce)
 
     def is_trained(self, row: str, seed: int | None = None) -> bool:
         """Whether `trained` gives a model without training."""
-        shipped = self._shipped(row, seed, lambda text: None)
-        return self.has_weights(row, seed) or (shipped is not None and shipped.checkpoint.exists())
+        run = self.committed(row, seed, lambda text: None)
+        return self.has_weights(row, seed) or (run is not None and run.checkpoint.exists())
 
-    def _shipped(self, row: str, seed: int | None, announce: Callable[[str], None]) -> Run | None:
+    def committed(self, row: str, seed: int | None = None, announce: Callable[[str], None] = print) -> Run | None:
+        """The committed run of a row; None where there is none, or the row is finished here. Nothing is trained."""
         folder = SHIPPED / self.folder.name / "runs" / self.run_folder(row, seed).name
         if self.has_run(row, seed) or not (folder / "metrics.json").exists():
             return None

@@ -39,7 +39,7 @@ def wanted_runs(experiment: Experiment, rows: Sequence[str] = ()) -> list[tuple[
     if rows:
         return [(row, seed) for seed in seeds for row in rows]
     first = ["Baseline", "End-to-end"]
-    first += [] if experiment.find(SETTING_2, announce=lambda text: None) else [SETTING_2]
+    first += [] if experiment.committed(SETTING_2, announce=lambda text: None) else [SETTING_2]
     first += [row for row in ROWS if row not in first]
     return [(row, seeds[0]) for row in first] + [(row, seed) for seed in seeds[1:] for row in ROWS]
 
