@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fgvclib.config import Config
 from fgvclib.data.index import BOX
 from fgvclib.model.geometry import box_iou, centre_box
 from fgvclib.study import bounds, boxes, table2
 from fgvclib.study.intervals import Difference, crossed_difference, hits, share_interval
-from fgvclib.study.table3 import RIVALS
+from fgvclib.study.table3 import RIVALS, cost
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -25,6 +26,9 @@ DRAWN, BIRDS, EFFICIENCY = "cpu-synthbirds", "photos-cub200", "paper-efficiency"
 TEACHERS_OF_ALL, ALL_BIRDS = "photos-cub200-all", "photos-cub200-num_classes=200"
 MAPS_OF_ALL = "photos-cub200-num_classes=200-epochs=1"
 RIVALS_ON_BIRDS = "photos-cub200-num_classes=50"
+LARGER = {  # classifier and teacher → folder
+    f"EfficientNet-Lite{size}": f"{RIVALS_ON_BIRDS}-backbone=efficientnet_lite{size}.pypi" for size in (1, 2)
+}
 LARGE_CROPS = "cpu-synthbirds-crop_size=224"
 GENTLER = "AttNet and AffNet at a lower rate"
 FINER = "The same, and a teacher that sees 576 pixels"
@@ -68,6 +72,10 @@ QUESTIONS = {  # the first row minus the second
     "Does end-to-end training help with the paper's losses?": (
         "Paper's losses and live teacher",
         "No end-to-end with the paper's losses",
+    ),
+    "Does the gradient from AffNet into AttNet help with the paper's losses?": (
+        "Paper's losses and live teacher",
+        "No gradient from AffNet to AttNet with the paper's losses",
     ),
     "Does our recipe help?": ("End-to-end", "Paper's losses and live teacher"),
     "Is it better than the middle of the photo?": ("End-to-end", "Centre crop"),
@@ -555,6 +563,7 @@ def _real_birds() -> Iterable[str]:
     yield from _table3(RIVALS_ON_BIRDS)
     yield from _own_recipes(RIVALS_ON_BIRDS)
     yield from _answers(RIVALS_ON_BIRDS)
+    yield from _larger_classifiers(RIVALS_ON_BIRDS)
 
 
 def _classifiers(birds: str) -> Iterable[str]:
@@ -566,6 +575,40 @@ def _classifiers(birds: str) -> Iterable[str]:
     yield from _table2(birds)
     yield from _bounds(birds)
     yield from _answers(birds)
+
+
+def _larger_classifiers(name: str) -> Iterable[str]:
+    """Larger networks as classifier and teacher, beside the profile's in `name`."""
+    larger = {network: folder for network, folder in LARGER.items() if (REFERENCE / folder).exists()}
+    if not larger:
+        return
+    yield "### Larger classifiers"
+    yield (
+        "Lite1 and Lite2 take the place of Lite0 as classifier and as teacher. AttNet stays that of Lite0, and every "
+        "other value is the profile's, chosen for Lite0. "
+        + "; ".join(f"{network}: {_trained(folder)}" for network, folder in larger.items())
+        + "."
+    )
+    places = {"EfficientNet-Lite0": name} | larger
+    yield markdown([_priced(*place, row) for place in places.items() for row in reversed(GAIN)])
+    asked = {}
+    for network, folder in larger.items():
+        short = network.removeprefix("EfficientNet-")
+        asked[f"Does localisation help {short}?"] = ((folder, GAIN[0]), (folder, GAIN[1]))
+        asked[f"Does {short} help on the whole photo?"] = ((folder, GAIN[1]), (name, GAIN[1]))
+        asked[f"Is {short} on the whole photo better than Lite0 end to end?"] = ((folder, GAIN[1]), (name, GAIN[0]))
+    yield markdown([_answer(question, *pair) for question, pair in asked.items()])
+
+
+def _priced(network: str, folder: str, row: str) -> dict[str, str]:
+    """Test scores of a row, mean over its seeds, and the multiply-adds of one answer."""
+    accuracy = pd.Series(accuracies(folder)[row])
+    scores = [_json(_run(folder, row, seed) / "metrics.json") for seed in accuracy.index]
+    config = Config(**scores[0]["config"])
+    shown = {"classifier": network, "row": row, "seeds": " ".join(map(str, accuracy.index))}
+    shown["accuracy [%]"] = _mean_and_spread(accuracy.mean(), accuracy.std())
+    shown |= {COLUMNS[key]: f"{np.mean([score['test'][key] for score in scores]):.2f}" for key in SCORES[2:]}
+    return shown | {"million multiply-adds": f"{cost(config, config.num_classes)['million_macs']:.1f}"}
 
 
 def _made_how(birds: str) -> str:
