@@ -421,6 +421,7 @@ def _recipe(name: str, folder: str, before: list[tuple[str, str]]) -> Iterable[s
     yield markdown([_learnt(place, row, seeds) for row, seeds in rows.items() for place in (name, folder)])
     yield "Test photos; the share of the true box's gain is of the same seeds:"
     yield markdown([_bounded(name, folder, row, seeds) for row, seeds in rows.items()])
+    yield from _map_boxes(folder)
     yield (
         f"In points; the boxes of {CENTRE} without `crop_margin`. Rows in which no network localises are the profile's."
         ' "There" is the profile, or the section that the question names.'
@@ -463,6 +464,35 @@ def _bounded(name: str, folder: str, row: str, seeds: list[int]) -> dict[str, st
     shown = {"row": row, "seeds": " ".join(map(str, seeds)), "accuracy [%]": _mean_and_spread(ours.mean(), ours.std())}
     shown["share of the gain"] = _share(name, folder, row, (ours.mean() - whole) / (oracle - whole))
     return shown | {COLUMNS[key]: f"{np.mean([score['test'][key] for score in scores]):.2f}" for key in SCORES}
+
+
+def _map_boxes(folder: str) -> Iterable[str]:
+    """Boxes of AttNet's maps, beside AffNet's, of the runs that were scored with them."""
+    rows = []
+    for row, named in accuracies(folder).items():
+        seeds = [seed for seed in named if "attention_mean_iou" in _test_scores(folder, row, seed)]
+        if seeds:
+            tables = [pd.read_csv(_run(folder, row, seed) / "predictions.csv") for seed in seeds]
+            shown = {"row": row, "seeds": " ".join(map(str, seeds))}
+            scores = [_test_scores(folder, row, seed) for seed in seeds]
+            shown |= {COLUMNS[key]: f"{np.mean([found[f'attention_{key}'] for found in scores]):.2f}" for key in SCORES}
+            rows.append(shown | {f"@{level}, map − AffNet": _map_gain(tables, level) for level in (0.5, 0.7)})
+    if rows:
+        yield (
+            "Boxes read from AttNet's own map, in the same pass, as the teacher's are from its map: enlarged, the "
+            "largest component at the profile's τ, nothing chosen anew. Differences to AffNet's boxes in points:"
+        )
+        yield markdown(rows)
+
+
+def _test_scores(folder: str, row: str, seed: int) -> dict[str, float]:
+    return _json(_run(folder, row, seed) / "metrics.json")["test"]
+
+
+def _map_gain(tables: list[pd.DataFrame], level: float) -> str:
+    """BoxAcc of the map's box minus AffNet's, with its interval; tables of predictions, one per seed."""
+    of_map = np.stack([hits(table.assign(iou=table["attention_iou"]), level) for table in tables])
+    return str(crossed_difference(of_map, np.stack([hits(table, level) for table in tables])))
 
 
 def _answer(question: str, first: tuple[str, str], second: tuple[str, str]) -> dict[str, str]:

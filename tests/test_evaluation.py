@@ -100,7 +100,7 @@ def test_box_accuracy_counts_boxes_at_the_level_and_above():
 
 
 def test_teacher_is_scored_where_it_is_asked_for(photos):
-    table = predict(Stub(), batches([0, 1], [2, 3, 4]), photos, teacher_box=attention_to_box)
+    table = predict(Stub(), batches([0, 1], [2, 3, 4]), photos, map_box=attention_to_box)
     areas = [0.25, 0.16, 0.64, 0.25, 1.0]
     overlaps = [0.25 * 0.25, 0.35 * 0.25, 0.5 * 0.25, 0.0, 0.5 * 0.25]
     expected = [o / (a + 0.125 - o) for a, o in zip(areas, overlaps, strict=True)]
@@ -109,6 +109,27 @@ def test_teacher_is_scored_where_it_is_asked_for(photos):
     assert summary["teacher_mean_iou"] == pytest.approx(sum(expected) / 5)
     assert {"teacher_box_acc_0.3", "teacher_box_acc_0.5", "teacher_box_acc_0.7"} < set(summary)
     assert "teacher_iou" not in predict(Stub(), batches(list(range(5))), photos)
+
+
+def test_box_of_attnets_map_is_scored_beside_the_teachers_where_there_is_one(photos):
+    """The map's box is [0, 0, 1/4, 1/4]; a baseline has no map."""
+
+    class WithMap(Stub):
+        def predict(self, images):
+            attention = torch.zeros(len(images), 1, 4, 4)
+            attention[:, 0, 0, 0] = 1
+            return super().predict(images)._replace(attention=attention)
+
+    table = predict(WithMap(), batches([0, 1], [2, 3, 4]), photos, map_box=attention_to_box)
+    assert table[["attention_x1", "attention_y1", "attention_x2", "attention_y2"]].eq([0, 0, 0.25, 0.25]).all(axis=None)
+    true = torch.tensor(TRUE)
+    overlaps = (0.25 - true[:, :2]).clamp(min=0).prod(dim=1)
+    areas = (true[:, 2:] - true[:, :2]).prod(dim=1)
+    assert table["attention_iou"].tolist() == pytest.approx((overlaps / (areas + 0.0625 - overlaps)).tolist(), abs=1e-6)
+    assert summarise(table)["attention_mean_iou"] == pytest.approx(table["attention_iou"].mean())
+    without = predict(Stub(), batches(list(range(5))), photos, map_box=attention_to_box)
+    assert table[without.columns].equals(without)
+    assert not [name for name in summarise(without) if name.startswith("attention")]
 
 
 def test_model_is_run_in_evaluation_mode_without_gradient(photos):
@@ -140,7 +161,7 @@ def without_box(photos, *rows):
 
 def test_photos_without_a_true_box_count_for_accuracy_alone(photos):
     """Of the IoUs 1, 1/3, 1/4, 0 and 1/2 the second and the last two are not known."""
-    table = predict(Stub(), batches(list(range(5))), without_box(photos, 1, 3, 4), teacher_box=attention_to_box)
+    table = predict(Stub(), batches(list(range(5))), without_box(photos, 1, 3, 4), map_box=attention_to_box)
     assert table["iou"].isna().tolist() == [False, True, False, True, True]
     summary = summarise(table)
     assert summary["accuracy"] == pytest.approx(3 / 5)
@@ -154,6 +175,6 @@ def test_photos_without_a_true_box_count_for_accuracy_alone(photos):
 
 def test_without_any_true_box_localisation_is_not_scored(photos):
     photos = without_box(photos, 0, 1, 2, 3, 4)
-    summary = summarise(predict(Stub(), batches(list(range(5))), photos, teacher_box=attention_to_box))
+    summary = summarise(predict(Stub(), batches(list(range(5))), photos, map_box=attention_to_box))
     assert summary == pytest.approx({"accuracy": 3 / 5})
     assert trivial_localisers(photos).isna().all(axis=None)

@@ -40,6 +40,17 @@ def test_scores_by_hand_are_the_mean_over_seeds():
     assert crop["seeds"] == "0 3" and crop["source"] == "measured here, cpu profile on synthbirds"
 
 
+def test_box_of_a_has_a_row_where_every_seed_was_scored_with_it():
+    first, second = run(0, [0.9, 0.9], [True, False]), run(1, [0.9, 0.9], [True, True])
+    first.predictions["attention_iou"] = [0.5, 0.4]
+    assert "End-to-end, box of A" not in localisation_table({"End-to-end": [first, second]})["localiser"].tolist()
+    second.predictions["attention_iou"] = [0.7, 0.6]
+    found = localisation_table({"End-to-end": [first, second]}).set_index("localiser").loc["End-to-end, box of A"]
+    assert found["mean_iou"] == pytest.approx(0.55)
+    assert found["box_acc_0.5"] == pytest.approx(3 / 4) and found["box_acc_0.7"] == pytest.approx(1 / 4)
+    assert found["top1_loc"] == pytest.approx(3 / 4)
+
+
 def test_boxes_that_need_no_image_take_the_classes_of_the_first_row():
     runs = {"End-to-end": [run(0, [0, 0], [True, False])], "other": [run(0, [0, 0], [True, True])]}
     table = localisation_table(runs).set_index("localiser")

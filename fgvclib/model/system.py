@@ -34,6 +34,7 @@ class Answer(NamedTuple):
 
     log_probabilities: Tensor  # (B, classes)
     boxes: Tensor | None = None  # (B, 4) xyxy in [0, 1] of X, beyond it where the crop is; None: the whole photo
+    attention: Tensor | None = None  # A, (B, 1, n, n), of an AttNet that the system has
 
 
 class EndToEndModel(Localiser):
@@ -66,10 +67,10 @@ class EndToEndModel(Localiser):
         return ModelOutput(logits, embedding, attention, theta, cropped)
 
     def predict(self, images: Tensor) -> Answer:
-        """X (B, 3, H, W) → `Answer`, with theta's box (without `crop_margin`)."""
+        """X (B, 3, H, W) → `Answer`, with theta's box (without `crop_margin`) and AttNet's map."""
         output = self(images)
         logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
-        return Answer(logits.log_softmax(dim=1), theta_to_box(output.theta))
+        return Answer(logits.log_softmax(dim=1), theta_to_box(output.theta), output.attention)
 
     def localisation(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """X → A (B, 1, n, n) and theta (B, 4); None and the identity where localisation is off."""

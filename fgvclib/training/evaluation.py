@@ -22,6 +22,7 @@ from fgvclib.utils.device import autocast, forward
 from fgvclib.utils.progress import photo_progress
 
 IOU_LEVELS = (0.3, 0.5, 0.7)
+MAPS = ("teacher", "attention")  # whose boxes `predict` adds to the crop's
 MOST_CELLS = 500  # a side of a confusion matrix; a figure has no more pixels for them
 
 
@@ -30,45 +31,47 @@ def predict(
     model: EndToEndModel | System,
     loader: DataLoader,
     photos: pd.DataFrame,
-    teacher_box: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    map_box: Callable[[torch.Tensor], torch.Tensor] | None = None,
     gather: Callable = lambda columns: columns,
     precision: str = "fp32",
 ) -> pd.DataFrame:
     """Run the model once over a loader of `photos` (in their order) → one row per photo.
 
     Columns: image_id, path, label, prediction, probability, box_x1 … box_y2 (where the model looked, clipped to the
-    photo; of an EndToEndModel theta's, without `crop_margin`), iou with the true box (NaN where there is none); with
-    `teacher_box`, which makes boxes (B, 4) of maps (B, 1, n, n), also teacher_x1 … and teacher_iou, which cost a second
-    pass where the batches bring no maps. Boxes are fractions of the photo, also where `photos` says that the model sees
-    a crop of it. Leaves the model in evaluation mode. Where processes share a prepared loader, `gather` is their
+    photo; of an EndToEndModel theta's, without `crop_margin`), iou with the true box (NaN where there is none). With
+    `map_box`, which makes boxes (B, 4) of maps (B, 1, n, n), also those of AttNet's map, attention_x1 … and
+    attention_iou, where there is one; and of the teacher's, teacher_x1 … and teacher_iou, which cost a second pass
+    where the batches bring no maps. Boxes are fractions of the photo, also where `photos` says that the model sees a
+    crop of it. Leaves the model in evaluation mode. Where processes share a prepared loader, `gather` is their
     `gather_for_metrics`. `precision` is that of the passes, as in the configuration. Progress is told by
     `photo_progress`. Memory holds a batch at a time, and the table.
     """
     device = next(model.parameters()).device
     model.eval()
-    parts, whole_photo = [], True
+    parts, boxes, whole_photo = [], {"box": None}, False
     for batch in photo_progress(loader, "scoring", len(photos), lambda batch: len(parts[-1])):
         images = batch["image"].to(device, non_blocking=True)
         answer = forward(model.predict, images, precision=precision)
         probability, prediction = answer.log_probabilities.exp().max(dim=1)
-        boxes = centre_box(len(images), 1.0).to(device) if answer.boxes is None else answer.boxes.clamp(0, 1)
-        columns = [batch["index"].to(device), prediction, probability, *boxes.unbind(1)]
-        if teacher_box is not None:
+        boxes = {"box": centre_box(len(images), 1.0).to(device) if answer.boxes is None else answer.boxes.clamp(0, 1)}
+        if map_box is not None:
             whole_photo = "teacher_map" in batch  # the map of a fixed teacher
             with autocast(precision, device):
-                found = batch["teacher_map"].to(device) if "teacher_map" in batch else model.teacher_map(images)
-            columns += teacher_box(found).unbind(1)
+                maps = {"teacher": batch["teacher_map"].to(device) if whole_photo else model.teacher_map(images)}
+            maps |= {} if answer.attention is None else {"attention": answer.attention}
+            boxes |= {name: map_box(found) for name, found in maps.items()}
+        corners = [corner for found in boxes.values() for corner in found.unbind(1)]
+        columns = [batch["index"].to(device), prediction, probability, *corners]
         parts.append(torch.stack([column.cpu().double() for column in gather(columns)], dim=1))
-    names = ["index", "prediction", "probability", *named_box("box")]
-    names += named_box("teacher") if teacher_box is not None else []
+    names = ["index", "prediction", "probability", *(corner for name in boxes for corner in named_box(name))]
     table = pd.DataFrame(torch.cat(parts).numpy() if parts else [], columns=names, dtype=float)
     if CROP[0] in photos:
-        _uncrop(table, photos, ["box"] if whole_photo else ["box", "teacher"])
+        _uncrop(table, photos, [name for name in boxes if not (name == "teacher" and whole_photo)])
     return _score(photos, table)
 
 
 def named_box(prefix: str) -> list[str]:
-    """Columns of a box in the table of `predict`: "box" is the crop's, "teacher" the teacher's."""
+    """Columns of a box in the table of `predict`: "box" is the crop's, "teacher" and "attention" are those of maps."""
     return [f"{prefix}_{corner}" for corner in BOX]
 
 
@@ -77,8 +80,9 @@ def _score(photos: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     predicted = predicted.astype({"index": int, "prediction": int}).set_index("index").sort_index()
     table = photos[["image_id", "path", "label", *BOX]].join(predicted)
     table["iou"] = iou_with_true(table, _tensor(table, named_box("box")))
-    if "teacher_x1" in table:
-        table["teacher_iou"] = iou_with_true(table, _tensor(table, named_box("teacher")))
+    for name in MAPS:
+        if f"{name}_x1" in table:
+            table[f"{name}_iou"] = iou_with_true(table, _tensor(table, named_box(name)))
     return table
 
 
@@ -100,7 +104,9 @@ def _tensor(table: pd.DataFrame, columns: list[str]) -> torch.Tensor:
 
 
 def summarise(predictions: pd.DataFrame) -> dict[str, float]:
-    """Table of `predict` → accuracy in [0, 1] and the scores of `localisation_scores`; teacher_* where it was asked.
+    """Table of `predict` → accuracy in [0, 1] and the scores of `localisation_scores`; also those of boxes of maps.
+
+    The latter begin with teacher_ and attention_.
 
     Boxes are scored over the photos that have a true one; without any, accuracy is the only score.
     """
@@ -108,9 +114,10 @@ def summarise(predictions: pd.DataFrame) -> dict[str, float]:
     if predictions["iou"].isna().all():
         return {"accuracy": float(correct.mean())}
     summary = {"accuracy": float(correct.mean()), **localisation_scores(predictions["iou"], correct)}
-    if "teacher_iou" in predictions:
-        scores = localisation_scores(predictions["teacher_iou"])
-        summary |= {f"teacher_{name}": value for name, value in scores.items()}
+    for name in MAPS:
+        if f"{name}_iou" in predictions:
+            scores = localisation_scores(predictions[f"{name}_iou"])
+            summary |= {f"{name}_{score}": value for score, value in scores.items()}
     return summary
 
 
