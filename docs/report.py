@@ -604,6 +604,7 @@ def _classifiers(birds: str) -> Iterable[str]:
     yield from _recipes(birds)
     yield from _table2(birds)
     yield from _bounds(birds)
+    yield from _map_boxes(birds)
     yield from _answers(birds)
 
 
