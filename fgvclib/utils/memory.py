@@ -8,6 +8,7 @@ import os
 import sys
 
 VARIABLE, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+ASKED = "FGVC_LARGE_PAGES_ASKED"  # environment variable: the C library takes the other one from a Python with rights
 
 
 def restart_with_large_pages() -> None:
@@ -15,6 +16,6 @@ def restart_with_large_pages() -> None:
 
     To be called before anything else is done: what the process holds by then is lost.
     """
-    if sys.platform == "linux" and VARIABLE not in os.environ:
-        os.environ[VARIABLE] = LARGE_PAGES
+    if sys.platform == "linux" and not {VARIABLE, ASKED} & set(os.environ):
+        os.environ |= {VARIABLE: LARGE_PAGES, ASKED: "1"}
         os.execv(sys.executable, sys.orig_argv)
