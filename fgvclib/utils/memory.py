@@ -8,7 +8,7 @@ import os
 import sys
 
 VARIABLE, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
-ASKED = "FGVC_LARGE_PAGES_ASKED"  # environment variable: the C library takes the other one from a Python with rights
+ASKED = "FGVC_LARGE_PAGES_ASKED"  # set as well, as glibc drops the other where Python has rights of its own (setcap)
 
 
 def restart_with_large_pages() -> None:
