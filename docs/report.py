@@ -615,7 +615,7 @@ def _larger_classifiers(name: str) -> Iterable[str]:
         return
     yield "### Larger classifiers"
     yield (
-        "Lite1 and Lite2 take the place of Lite0 as classifier and as teacher. AttNet stays that of Lite0, and every "
+        "A larger network takes the place of Lite0 as classifier and as teacher. AttNet stays that of Lite0, and every "
         "other value is the profile's, chosen for Lite0. "
         + "; ".join(f"{network}: {_trained(folder)}" for network, folder in larger.items())
         + "."
