@@ -13,14 +13,11 @@ from fgvclib import __version__
 from fgvclib.config import DATASETS, PROFILES, load_config, results_folder
 from fgvclib.tools import kernels, runner
 from fgvclib.utils.literal import literal
-from fgvclib.utils.memory import restart_with_large_pages
 from fgvclib.utils.provenance import ask_for_fresh_runs, without_fresh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; user errors print one line, not a traceback."""
-    if argv is None:  # this process is the command, and not a test of it
-        restart_with_large_pages()
     for stream in (sys.stdout, sys.stderr):
         # A file on Windows, or PYTHONIOENCODING, may have no ✓; a file's name may be in no encoding at all.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
