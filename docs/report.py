@@ -480,7 +480,7 @@ def _map_boxes(folder: str) -> Iterable[str]:
     if rows:
         yield (
             "Boxes read from AttNet's own map, in the same pass, as the teacher's are from its map: enlarged, the "
-            "largest component at the profile's τ, nothing chosen anew. Differences to AffNet's boxes in points:"
+            "largest component at the configured τ, nothing chosen anew. Differences to AffNet's boxes in points:"
         )
         yield markdown(rows)
 
