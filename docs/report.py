@@ -26,9 +26,7 @@ DRAWN, BIRDS, EFFICIENCY = "cpu-synthbirds", "photos-cub200", "paper-efficiency"
 TEACHERS_OF_ALL, ALL_BIRDS = "photos-cub200-all", "photos-cub200-num_classes=200"
 MAPS_OF_ALL = "photos-cub200-num_classes=200-epochs=1"
 RIVALS_ON_BIRDS = "photos-cub200-num_classes=50"
-LARGER = {  # classifier and teacher → folder
-    f"EfficientNet-Lite{size}": f"{RIVALS_ON_BIRDS}-backbone=efficientnet_lite{size}.pypi" for size in (1, 2)
-}
+LARGER = {"EfficientNet-Lite1": f"{RIVALS_ON_BIRDS}-backbone=efficientnet_lite1.pypi"}  # classifier, teacher → folder
 LARGE_CROPS = "cpu-synthbirds-crop_size=224"
 GENTLER = "AttNet and AffNet at a lower rate"
 FINER = "The same, and a teacher that sees 576 pixels"
@@ -460,10 +458,10 @@ def _bounded(name: str, folder: str, row: str, seeds: list[int]) -> dict[str, st
     """Test scores of a row in a folder; whole photo and true box, which bound its accuracy, are in that of `name`."""
     ours = pd.Series(accuracies(folder)[row])[seeds]
     whole, oracle = (pd.Series(accuracies(name)[bound])[seeds].mean() for bound in (bounds.BASELINE, bounds.ORACLE))
-    scores = [_json(_run(folder, row, seed) / "metrics.json") for seed in seeds]
+    scores = [_test_scores(folder, row, seed) for seed in seeds]
     shown = {"row": row, "seeds": " ".join(map(str, seeds)), "accuracy [%]": _mean_and_spread(ours.mean(), ours.std())}
     shown["share of the gain"] = _share(name, folder, row, (ours.mean() - whole) / (oracle - whole))
-    return shown | {COLUMNS[key]: f"{np.mean([score['test'][key] for score in scores]):.2f}" for key in SCORES}
+    return shown | {COLUMNS[key]: f"{np.mean([score[key] for score in scores]):.2f}" for key in SCORES}
 
 
 def _map_boxes(folder: str) -> Iterable[str]:
@@ -610,20 +608,17 @@ def _classifiers(birds: str) -> Iterable[str]:
 
 def _larger_classifiers(name: str) -> Iterable[str]:
     """Larger networks as classifier and teacher, beside the profile's in `name`."""
-    larger = {network: folder for network, folder in LARGER.items() if (REFERENCE / folder).exists()}
-    if not larger:
-        return
     yield "### Larger classifiers"
     yield (
         "A larger network takes the place of Lite0 as classifier and as teacher. AttNet stays that of Lite0, and every "
         "other value is the profile's, chosen for Lite0. "
-        + "; ".join(f"{network}: {_trained(folder)}" for network, folder in larger.items())
+        + "; ".join(f"{network}: {_trained(folder)}" for network, folder in LARGER.items())
         + "."
     )
-    places = {"EfficientNet-Lite0": name} | larger
+    places = {"EfficientNet-Lite0": name} | LARGER
     yield markdown([_priced(*place, row) for place in places.items() for row in reversed(GAIN)])
     asked = {}
-    for network, folder in larger.items():
+    for network, folder in LARGER.items():
         short = network.removeprefix("EfficientNet-")
         asked[f"Does localisation help {short}?"] = ((folder, GAIN[0]), (folder, GAIN[1]))
         asked[f"Does {short} help on the whole photo?"] = ((folder, GAIN[1]), (name, GAIN[1]))
@@ -634,11 +629,11 @@ def _larger_classifiers(name: str) -> Iterable[str]:
 def _priced(network: str, folder: str, row: str) -> dict[str, str]:
     """Test scores of a row, mean over its seeds, and the multiply-adds of one answer."""
     accuracy = pd.Series(accuracies(folder)[row])
-    scores = [_json(_run(folder, row, seed) / "metrics.json") for seed in accuracy.index]
-    config = Config(**scores[0]["config"])
+    scores = [_test_scores(folder, row, seed) for seed in accuracy.index]
+    config = Config(**_json(_run(folder, row, accuracy.index[0]) / "metrics.json")["config"])
     shown = {"classifier": network, "row": row, "seeds": " ".join(map(str, accuracy.index))}
     shown["accuracy [%]"] = _mean_and_spread(accuracy.mean(), accuracy.std())
-    shown |= {COLUMNS[key]: f"{np.mean([score['test'][key] for score in scores]):.2f}" for key in SCORES[2:]}
+    shown |= {COLUMNS[key]: f"{np.mean([score[key] for score in scores]):.2f}" for key in SCORES[2:]}
     return shown | {"million multiply-adds": f"{cost(config, config.num_classes)['million_macs']:.1f}"}
 
 

@@ -104,10 +104,9 @@ def _tensor(table: pd.DataFrame, columns: list[str]) -> torch.Tensor:
 
 
 def summarise(predictions: pd.DataFrame) -> dict[str, float]:
-    """Table of `predict` → accuracy in [0, 1] and the scores of `localisation_scores`; also those of boxes of maps.
+    """Table of `predict` → accuracy in [0, 1] and the scores of `localisation_scores`.
 
-    The latter begin with teacher_ and attention_.
-
+    Where the table has boxes of maps, their scores follow, as teacher_* and attention_*.
     Boxes are scored over the photos that have a true one; without any, accuracy is the only score.
     """
     correct = predictions["prediction"] == predictions["label"]
