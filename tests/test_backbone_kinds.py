@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 
-from fgvclib.model import system, teacher
+from fgvclib.model import system
 from fgvclib.model.attnet import AttNet
 from fgvclib.model.backbones import OFFLINE, create_backbone, feature_maps, normalisation
 from fgvclib.model.geometry import crop
 from fgvclib.model.system import build_model
-from fgvclib.model.teacher import Teacher
+from fgvclib.model.teacher import Teacher, _skeleton
 
 KINDS = {
     "resnet10t": 512,
@@ -64,16 +64,30 @@ def test_live_teachers_map_is_the_mean_over_the_networks_own_features(networks, 
     assert found[:, 0] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_live_teachers_map_is_the_same_however_many_photos_go_in_at_once(networks, monkeypatch):
+def test_live_teachers_map_of_a_photo_depends_on_that_photo_alone(networks):
     images = torch.randn(5, 3, 64, 64)
-    passed = []
-    monkeypatch.setattr(teacher, "feature_maps", lambda net, part: passed.append(len(part)) or feature_maps(net, part))
-    monkeypatch.setattr(teacher, "CACHED_PIXELS", 2 * 64**2)
-    found = Teacher("resnet10t", 64, 32, 2)(networks["resnet10t"], images)
+    teacher = Teacher("resnet10t", 64, 32, 2)
+    found, alone = teacher(networks["resnet10t"], images), teacher(networks["resnet10t"], images[3:4])
+    torch.testing.assert_close(found[3:4], alone, rtol=1e-4, atol=1e-5)
+
+
+# The stem of resnet10t has its last convolution beside the BatchNorm; mobilenetv4 is of a kind that is left as it is.
+@pytest.mark.parametrize("tag, left", [(OFFLINE, 0), ("resnet18", 0), ("resnet10t", 1), ("mobilenetv4_conv_small", 46)])
+def test_teacher_without_its_batchnorms_has_the_features_of_the_live_network(tag, left):
+    torch.manual_seed(0)
+    live, images = create_backbone(tag, pretrained=False), torch.randn(2, 3, 96, 96)
+    for module in live.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics and weights of their own, as after a training
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    found = Teacher(tag, 96, 32, 3)(live, images)
     with torch.no_grad():
-        expected = torch.stack([feature_maps(networks["resnet10t"], photo[None])[0].mean(dim=0) for photo in images])
-    assert passed == [2, 2, 1]
-    torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
+        expected = feature_maps(live.eval(), images).mean(dim=1, keepdim=True)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in _skeleton(tag, 32, "last").modules()) == left
 
 
 @pytest.mark.parametrize("tag", sorted(set(KINDS) - {"vit_tiny_patch16_224"}))

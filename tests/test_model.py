@@ -13,7 +13,7 @@ from fgvclib.model.backbones import create_backbone
 from fgvclib.model.geometry import crop
 from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
 from fgvclib.model.system import EndToEndModel, ModelOutput, build_model
-from fgvclib.model.teacher import Teacher
+from fgvclib.model.teacher import Teacher, _skeleton
 from fgvclib.study.paper import paper_table
 from fgvclib.training.loop import train
 
@@ -279,7 +279,7 @@ def test_teacher_map_is_resized_to_the_grid_of_the_attention_map(trained_mode_mo
 def test_teacher_sees_the_image_at_its_own_size(small):
     model = build_model(replace(small, teacher_size=96), 3, pretrained=False)
     seen = []
-    first = model.teacher._skeleton.backbone.conv1
+    first = _skeleton(small.backbone, small.teacher_output_stride, small.teacher_layer).network.backbone.conv1
     with first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape)):
         assert model.teacher_map(torch.randn(2, 3, 64, 64)).shape == (2, 1, 14, 14)
     assert seen == [(2, 3, 96, 96)]

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fgvclib.model.backbones import create_backbone, feature_maps
+from fgvclib.model.folding import Folded
 from fgvclib.model.geometry import min_max_normalise, resize
 
 if TYPE_CHECKING:
     from fgvclib.config import Config
-
-
-CACHED_PIXELS = 4 * 192**2  # of photos in one pass on a CPU, whose cache holds their activations: measured, 1.25 x
 
 
 class Teacher(nn.Module):
@@ -69,20 +66,14 @@ class Teacher(nn.Module):
         """
         if self.weights == "imagenet":
             return self.to_map(self.fixed_features(images).to(images.dtype), component)
-        tensors = chain(live.named_parameters(), live.named_buffers())  # not state_dict(), which lacks some buffers
-        weights = {f"backbone.{name}": value for name, value in tensors}
-        at_once = max(1, CACHED_PIXELS // self.size**2) if images.device.type == "cpu" else len(images)
-        maps = []
-        for part in images.split(at_once):  # a photo's map depends on that photo alone
-            features = functional_call(self._skeleton, weights, self._sized(part))
-            # Under autocast they come in half precision; a map has that of the images.
-            maps.append(resize(_over_channels(features.to(images.dtype), self.mean), self.map_size))
-        return torch.cat(maps)
+        features = self._features(live, images)
+        # Under autocast they come in half precision; a map has that of the images.
+        return resize(_over_channels(features.to(images.dtype), self.mean), self.map_size)
 
     @torch.no_grad()
     def fixed_features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → the features (B, C, h, w) of the ImageNet network."""
-        return self._fixed().to(images.device)(self._sized(images))
+        return self._features(self._fixed().to(images.device), images)
 
     def to_map(self, features: Tensor, component: Tensor | None = None) -> Tensor:
         """Features (B, C, h, w) of the ImageNet network → M (B, 1, n, n) in [0, 1]."""
@@ -96,8 +87,12 @@ class Teacher(nn.Module):
                 found = (min_max_normalise(found) + min_max_normalise(_over_channels(features, "rms"))) / 2
         return min_max_normalise(resize(found, self.map_size))
 
-    def _sized(self, images: Tensor) -> Tensor:
-        return resize(images, self.size).contiguous(memory_format=torch.channels_last)
+    def _features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """Features (B, C, h, w) of the images with the weights and statistics of `backbone`."""
+        tensors = chain(backbone.named_parameters(), backbone.named_buffers())  # not state_dict(), which lacks some
+        skeleton = _skeleton(self.backbone, self.output_stride, self.layer)
+        sized = resize(images, self.size).contiguous(memory_format=torch.channels_last)
+        return skeleton({f"backbone.{name}": value for name, value in tensors}, sized)
 
     def train(self, mode: bool = True) -> "Teacher":
         """A teacher stays in evaluation mode."""
@@ -105,24 +100,16 @@ class Teacher(nn.Module):
 
     def _fixed(self) -> nn.Module:
         if self.fixed is None:
-            network = _network(self.backbone, self.output_stride, self.layer, pretrained=True)
+            network = create_backbone(self.backbone, output_stride=self.output_stride)
             self.fixed = _without_state(network.to(memory_format=torch.channels_last))
         return self.fixed
 
-    @property
-    def _skeleton(self) -> nn.Module:
-        return _skeleton(self.backbone, self.output_stride, self.layer)
-
-
-def _network(backbone: str, output_stride: int, layer: str, pretrained: bool) -> nn.Module:
-    return _Features(create_backbone(backbone, pretrained, output_stride), layer).eval()
-
 
 @cache  # making one takes as long as a training step of small photos
-def _skeleton(backbone: str, output_stride: int, layer: str) -> nn.Module:
-    """The architecture alone, for all live teachers of its kind: the weights are the live network's."""
+def _skeleton(backbone: str, output_stride: int, layer: str) -> Folded:
+    """The architecture alone, for all teachers of its kind: the weights are a live network's, or the fixed one's."""
     with torch.device("meta"):
-        return _network(backbone, output_stride, layer, pretrained=False)
+        return Folded(_Features(create_backbone(backbone, pretrained=False, output_stride=output_stride), layer))
 
 
 def _without_state(network: nn.Module) -> nn.Module:
