@@ -218,9 +218,8 @@ def _contestant(name: str, preprocess: bool, sharpness: float, config: Config, s
 def evaluate_contestant(contestant: Contestant, maps: dict[str, Tensor], threshold: float) -> tuple[dict, pd.DataFrame]:
     """Train and score with every seed → the row of Table 1, and the per-map table of `score` of the first seed.
 
-    The row has means over the seeds, and `<score>_std`, NaN for a single one. Its runtime is a function that measures
-    it, for `table1` to call. What is not trained here has parameters and runtime alone: its scores are NaN, and its
-    per-map table is empty.
+    The row has means over the seeds, and `<score>_std`, NaN for a single one. What is not trained here has its
+    parameters alone: its scores are NaN, and its per-map table is empty.
     """
     device = default_device()
     test, tables = maps["test"].to(device), []
@@ -229,7 +228,8 @@ def evaluate_contestant(contestant: Contestant, maps: dict[str, Tensor], thresho
         recipe = (contestant.steps, threshold, contestant.batch_size, contestant.learning_rate)
         fit(network, maps["train"].to(device), *recipe, seed)
         tables.append(score(network, test, threshold))
-    network = contestant.network(contestant.seeds[0]).to(device)  # neither count nor runtime depends on the weights
+    with torch.device("meta"):  # to be counted
+        network = contestant.build()
     row = {
         "model": contestant.model,
         "preprocess": "yes" if contestant.preprocess else "no",
@@ -238,7 +238,6 @@ def evaluate_contestant(contestant: Contestant, maps: dict[str, Tensor], thresho
         "steps": contestant.steps,
         "batch_size": contestant.batch_size,
         "seeds": " ".join(str(seed) for seed in contestant.seeds) if contestant.steps else "not trained here",
-        "runtime_ms_batch1": partial(runtime_ms, network, test[:1]),
     }
     return row | _over_seeds(tables), tables[0] if tables else pd.DataFrame(columns=[*BOX, "sl1_error", "iou"])
 
@@ -256,14 +255,19 @@ def _over_seeds(tables: list[pd.DataFrame]) -> dict[str, float]:
 
 
 def table1(rows: list[dict]) -> pd.DataFrame:
-    """Rows of `evaluate_contestant` → Table 1, with the paper's columns beside ours where the paper has the row.
-
-    Measures the runtimes, after the trainings that may run beside the notebook.
-    """
-    wait_for_idle_machine()
-    ours = [row | {"runtime_ms_batch1": row["runtime_ms_batch1"]()} for row in rows]
+    """Rows of `evaluate_contestant` → Table 1, with the paper's columns beside ours where the paper has the row."""
     paper = paper_table(1).rename(columns={"sl1_error_e-3": "sl1_error"})
     paper["sl1_error"] *= 1e-3
     keys = ["model", "preprocess"]
     paper = paper.rename(columns={name: f"paper_{name}" for name in paper.columns if name not in keys})
-    return pd.DataFrame(ours).merge(paper, on=keys, how="left")
+    return pd.DataFrame(rows).merge(paper, on=keys, how="left")
+
+
+def add_runtimes(table: pd.DataFrame, contestants: Sequence[Contestant], maps: dict[str, Tensor]) -> pd.DataFrame:
+    """Table 1 with each row's `runtime_ms_batch1`, measured when no training runs beside the notebook any more."""
+    wait_for_idle_machine()
+    device = default_device()
+    one = maps["test"][:1].to(device)
+    # It does not depend on the weights.
+    times = [runtime_ms(contestant.network(contestant.seeds[0]).to(device), one) for contestant in contestants]
+    return table.assign(runtime_ms_batch1=times)
