@@ -212,7 +212,9 @@ def test_stop_of_jupyterlab_stops_and_keeps_the_checkpoint(lab, page, checkout):
     notebook.write_text(text.replace("overrides = {}", 'overrides = {\\"epochs\\": 500}'), encoding="utf-8")
     open_notebook(page, lab, notebook.name)
     run_all(page)
-    page.locator("img.widget-image").wait_for()  # after the first epoch
+    shown = page.locator("img.widget-image")
+    wait_until(lambda: errors_of(page) or shown.is_visible(), "the first epoch is shown")
+    assert not errors_of(page)
     page.locator('.jp-Toolbar-item[data-jp-item-name="interrupt"]:visible').click()
     wait_until(lambda: errors_of(page), "the cell ends")
     assert errors_of(page) == ["TrainingStopped"]
