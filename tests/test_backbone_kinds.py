@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import Conv2dSame
 
 from fgvclib.model import system
 from fgvclib.model.attnet import AttNet
 from fgvclib.model.backbones import OFFLINE, create_backbone, feature_maps, normalisation
+from fgvclib.model.folding import Halving
 from fgvclib.model.geometry import crop
 from fgvclib.model.system import build_model
 from fgvclib.model.teacher import Teacher, _skeleton
@@ -88,6 +90,17 @@ def test_teacher_without_its_batchnorms_has_the_features_of_the_live_network(tag
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in _skeleton(tag, 32, "last").modules()) == left
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("sides", [(8, 8), (9, 9), (8, 11), (7, 10)])
+def test_halving_convolution_needs_no_padded_copy_for_what_same_padding_gives(kernel, sides):
+    torch.manual_seed(0)
+    same = Conv2dSame(4, 8, kernel, stride=2, groups=4, bias=True)
+    halving = Halving(same)
+    halving.weight, halving.bias = same.weight, same.bias
+    images = torch.randn(2, 4, *sides)
+    torch.testing.assert_close(halving(images), same(images))
 
 
 @pytest.mark.parametrize("tag", sorted(set(KINDS) - {"vit_tiny_patch16_224"}))
