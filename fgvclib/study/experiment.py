@@ -17,6 +17,7 @@ from fgvclib.study.elope import ELOPE, elope_values, has_boxes, with_attnet_boxe
 from fgvclib.study.table2 import ROWS
 from fgvclib.systems import SYSTEMS, TRAINED_AS
 from fgvclib.training.runs import CHECKPOINT, Run, is_done, load_run, take_training, train_or_load, train_unscored
+from fgvclib.training.warmup import take_warm_up
 from fgvclib.utils.device import device_name
 from fgvclib.utils.files import atomic_path, lock_path, locked, read_json, write_json
 from fgvclib.utils.literal import literal
@@ -90,7 +91,7 @@ class Experiment:
         With `scored` False the test split is not looked at: see `runs.train_unscored`.
 
         "ELoPE" takes its boxes from the row "Baseline" with that seed, which is trained first. A system that trains as
-        another does takes that one's weights, where they are here.
+        another does takes that one's weights, where they are here; one that warms up as another does, its warm-up.
         """
         seed, folder = self.seeds[0] if seed is None else seed, self.run_folder(row, seed)
         first = row == ELOPE and (self.has_weights(BASELINE, seed) or not has_boxes(folder))
@@ -99,6 +100,8 @@ class Experiment:
         twin = TRAINED_AS.get(row)
         if twin and not is_done(folder) and self.has_weights(twin, seed):
             take_training(Run(folder, self.row_config(row), seed, splits), self.run(twin, seed, announce), announce)
+        others = [self.run_folder(other, seed) for other in ROWS if other != row]
+        take_warm_up(Run(folder, self.row_config(row), seed, splits), others, announce)
         train = train_or_load if scored else train_unscored
         return train(self.row_config(row), splits, seed, folder, announce)
 

@@ -19,10 +19,12 @@ import torch
 
 from fgvclib.config import SMALL_CROP, Config
 from fgvclib.study.experiment import SETTING_2, Experiment
-from fgvclib.study.table2 import ROWS
 from fgvclib.utils.files import GRACE_SECONDS
 from fgvclib.utils.parallel import process_state
 from fgvclib.utils.progress import HEADLESS
+
+# Two at a time, the last two find the warm-up of "Baseline" and of "No end-to-end" done, which is theirs as well.
+ORDER = ("Baseline", "End-to-end", "No end-to-end", "No local supervision", "No gradient from AffNet to AttNet")
 
 
 class TrainingsFailed(RuntimeError):
@@ -32,16 +34,15 @@ class TrainingsFailed(RuntimeError):
 def wanted_runs(experiment: Experiment, rows: Sequence[str] = ()) -> list[tuple[str, int]]:
     """Row and seed of each run; without rows, what the notebooks train: Table 2, and setting 2 with the first seed.
 
-    A committed run of setting 2 will do, as of all that stands in Table 3 alone. The first seed comes first, and of its
-    rows those that notebooks 02 and 04 wait for.
+    A committed run of setting 2 will do, as of all that stands in Table 3 alone. The first seed comes first, and of a
+    seed's rows those that notebooks 02 and 04 wait for.
     """
     seeds = experiment.seeds
     if rows:
         return [(row, seed) for seed in seeds for row in rows]
-    first = ["Baseline", "End-to-end"]
-    first += [] if experiment.committed(SETTING_2, announce=lambda text: None) else [SETTING_2]
-    first += [row for row in ROWS if row not in first]
-    return [(row, seeds[0]) for row in first] + [(row, seed) for seed in seeds[1:] for row in ROWS]
+    trained = experiment.committed(SETTING_2, announce=lambda text: None)
+    first = [*ORDER[:2], *([] if trained else [SETTING_2]), *ORDER[2:]]
+    return [(row, seeds[0]) for row in first] + [(row, seed) for seed in seeds[1:] for row in ORDER]
 
 
 def default_jobs(config: Config) -> int:

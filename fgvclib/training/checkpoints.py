@@ -10,6 +10,7 @@ import torch
 from fgvclib.training.identity import differences
 from fgvclib.utils.files import atomic_path
 
+WARM_UP = "warmup.pt"  # beside a run's checkpoint: what that was at the end of the warm-up
 FORMAT = 2  # 2 has the class names, so that a checkpoint alone can name what it sees
 
 

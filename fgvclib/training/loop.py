@@ -23,11 +23,11 @@ from fgvclib.data.loaders import EpochSampler, evaluation_loader, training_loade
 from fgvclib.data.splits import Splits
 from fgvclib.data.teacher_maps import teacher_component, teacher_maps
 from fgvclib.model.losses import EmbeddingLoss, EndToEndLoss
-from fgvclib.model.system import EndToEndModel
+from fgvclib.model.system import EndToEndModel, localises
 from fgvclib.systems import build_network
 from fgvclib.systems.base import System
 from fgvclib.systems.end_to_end import EndToEnd
-from fgvclib.training.checkpoints import load_checkpoint, save_checkpoint
+from fgvclib.training.checkpoints import WARM_UP, load_checkpoint, save_checkpoint
 from fgvclib.training.evaluation import named_box, predict, summarise
 from fgvclib.training.identity import run_identity
 from fgvclib.utils.device import forward
@@ -47,9 +47,9 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     """Train to the end of `config.epochs`, yielding one record of metrics per epoch, those of an earlier part first.
 
     The state is written to `checkpoint` after every epoch, and before the first where AttNet and AffNet have learnt
-    alone; training goes on from what is there. Equal seeds give equal weights on the CPU, interrupted or not. Raises
-    NonFiniteLoss; ValueError for a foreign checkpoint, batches of one photo, or a class too small for balanced
-    batches; OSError where a checkpoint cannot be saved.
+    alone; training goes on from what is there. That of the warm-up's end stays beside it (`warmup`). Equal seeds give
+    equal weights on the CPU, interrupted or not. Raises NonFiniteLoss; ValueError for a foreign checkpoint, batches of
+    one photo, or a class too small for balanced batches; OSError where a checkpoint cannot be saved.
     """
     check_batches(config, splits)
     accelerator = create_accelerator(config.precision)
@@ -74,6 +74,8 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     begun, history, made_before, earlier = resume(checkpoint, identity, parts)
     before_epochs += made_before.get("seconds_before_epochs", 0)
     made_by = provenance(accelerator.device) | {"world_size": accelerator.num_processes, "precision": config.precision}
+    if "warmed_up_as" in made_before:
+        made_by["warmed_up_as"] = made_before["warmed_up_as"]
 
     def save() -> None:
         if accelerator.is_main_process:
@@ -81,7 +83,10 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
             minutes = round((before_epochs + sum(record["seconds"] for record in history)) / 60, 2)
             taken = {"minutes": minutes, "seconds_before_epochs": round(before_epochs, 1)}
             state["provenance"] = made_by | taken | {"earlier": earlier}
-            save_checkpoint(checkpoint, identity | state | {"class_names": splits.class_names, "history": history})
+            state |= identity | {"class_names": splits.class_names, "history": history}
+            save_checkpoint(checkpoint, state)
+            if 0 < config.warmup_epochs == len(history):
+                save_checkpoint(checkpoint.with_name(WARM_UP), state)
 
     yield from history
     model.to(accelerator.device)
@@ -128,6 +133,8 @@ def begin_epoch(model: EndToEndModel | System, epoch: int, config: Config) -> No
         model.begin_epoch(epoch, config.epochs)
     else:
         model.trust_theta = epoch >= config.warmup_epochs
+        learns = config.lambda_att > 0 or config.lambda_aff > 0
+        model.localise = localises(config) and (model.trust_theta or learns)  # else nobody looks at its boxes
 
 
 def train_localisation(
