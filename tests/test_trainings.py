@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -21,7 +22,14 @@ from fgvclib.config import PROJECT, load_config
 from fgvclib.study import trainings
 from fgvclib.study.experiment import SETTING_2, Experiment
 from fgvclib.study.table2 import ROWS
-from fgvclib.study.trainings import TrainingsFailed, default_jobs, train_side_by_side, wanted_runs
+from fgvclib.study.trainings import (
+    POLITENESS,
+    TrainingsFailed,
+    default_jobs,
+    let_notebooks_go_first,
+    train_side_by_side,
+    wanted_runs,
+)
 
 TWO_ROWS = ("Baseline", "No local supervision")
 
@@ -43,6 +51,27 @@ def test_large_crops_train_one_at_a_time(monkeypatch):
     for gpu in ("cuda", "mps"):
         state.device = torch.device(gpu)
         assert default_jobs(load_config("cpu")) == 1
+
+
+def give_way(answer):
+    """What a training's process does at its start → its niceness, and that of its session where Linux has one."""
+    os.setsid()
+    let_notebooks_go_first()
+    session = Path("/proc/self/autogroup")
+    answer.send((os.nice(0), int(session.read_text().split()[-1]) if session.exists() else None))
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="Windows has no niceness")
+def test_a_training_lets_notebooks_go_first_with_its_whole_session():
+    before, context = os.nice(0), multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=give_way, args=(send,))
+    process.start()
+    process.join(60)
+    assert receive.poll()
+    nice, of_session = receive.recv()
+    assert nice == min(before + POLITENESS, 19)
+    assert of_session in (POLITENESS, None)
 
 
 @pytest.fixture

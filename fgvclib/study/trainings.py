@@ -14,17 +14,19 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 
 from fgvclib.config import SMALL_CROP, Config
 from fgvclib.study.experiment import SETTING_2, Experiment
-from fgvclib.utils.files import GRACE_SECONDS
+from fgvclib.utils.files import BUSY, GRACE_SECONDS
 from fgvclib.utils.parallel import process_state
 from fgvclib.utils.progress import HEADLESS
 
-# Two at a time, the last two find the warm-up of "Baseline" and of "No end-to-end" done, which is theirs as well.
-ORDER = ("Baseline", "End-to-end", "No end-to-end", "No local supervision", "No gradient from AffNet to AttNet")
+# Two at a time, the last two find the warm-up of "No end-to-end" and of "Baseline" done, which is theirs as well.
+ORDER = ("Baseline", "End-to-end", "No end-to-end", "No gradient from AffNet to AttNet", "No local supervision")
+POLITENESS = 10  # "nice" of trainings beside notebooks: one notebook after the other is what takes longest
 
 
 class TrainingsFailed(RuntimeError):
@@ -106,7 +108,8 @@ def _train_together(experiment: Experiment, runs: Sequence[tuple[str, int]], job
         while waiting or running:
             while waiting and len(running) < jobs:
                 report, end = context.Pipe(duplex=False)
-                process = context.Process(target=_train, args=(experiment, *waiting.pop(0), end))
+                first = len(waiting) == len(runs)
+                process = context.Process(target=_train, args=(experiment, *waiting.pop(0), first, end))
                 process.start()
                 end.close()  # the process alone holds it now: the report ends with it
                 running[report] = process
@@ -117,10 +120,12 @@ def _train_together(experiment: Experiment, runs: Sequence[tuple[str, int]], job
     return failures
 
 
-def _train(experiment: Experiment, row: str, seed: int, report: Connection) -> None:
-    """One training, in a process of its own; sends a line where it fails."""
+def _train(experiment: Experiment, row: str, seed: int, first: bool, report: Connection) -> None:
+    """One training, in a process of its own; sends a line where it fails. `first`: which notebooks wait for soon."""
     with suppress(AttributeError, OSError):
         os.setsid()  # the terminal's Ctrl-C goes to the parent alone, which passes it on once
+    if BUSY in os.environ and not first:
+        let_notebooks_go_first()
     start_workers_as_usual()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault(HEADLESS, "fgvc train")  # no progress bars: several would write to one line
@@ -138,6 +143,15 @@ def _train(experiment: Experiment, row: str, seed: int, report: Connection) -> N
             )
             sys.exit(130)
         report.send(f"{name}: {error}")
+
+
+def let_notebooks_go_first() -> None:
+    """Give way, with this process's whole session, to other sessions."""
+    with suppress(AttributeError):  # Windows has no os.nice
+        os.nice(POLITENESS)
+    # Desktops' Linux first shares the cores between sessions, whatever the processes in them ask for.
+    with suppress(OSError):  # other systems have no such file
+        Path("/proc/self/autogroup").write_text(str(POLITENESS))
 
 
 def start_workers_as_usual() -> None:

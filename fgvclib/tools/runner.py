@@ -39,7 +39,6 @@ NAME_LISTS = ("rows", "train_systems")  # parameters that are lists of names
 THREADS = "OMP_NUM_THREADS"
 START_SECONDS = 300  # for a kernel to start on a busy machine
 DEAD_KERNEL = 138
-POLITENESS = 10  # "nice" of trainings beside notebooks: one notebook after the other is what takes longest
 
 # os.read returns once the parent is gone, so that no orphaned training goes on writing.
 END_WITH_PARENT = """
@@ -60,8 +59,6 @@ TRAININGS = f"""{END_WITH_PARENT}
 sys.argv[0] = "fgvc"  # which trainings record as their command
 from fgvclib.tools.cli import main
 from fgvclib.utils.files import BUSY, locked
-if hasattr(os, "nice"):  # not on Windows
-    os.nice({POLITENESS})
 with locked(os.environ[BUSY]):
     sys.exit(main())
 """
