@@ -5,6 +5,8 @@ The names below are imported on first use, so that `fgvc --help` need not wait f
 
 from importlib import import_module
 
+from fgvclib.moved import keep_old_names
+
 __version__ = "0.2.0"
 
 _HOMES = {
@@ -24,6 +26,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME)
+keep_old_names()
 
 
 def __getattr__(name: str):
