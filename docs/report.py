@@ -37,6 +37,7 @@ RECIPES = {  # folder → on the same photos: what other values are → the fold
         FINER: "photos-cub200-e4b75d92df",
     },
 }
+PHOTOS_OF = {ALL_BIRDS: "all 200 classes", BIRDS: "first 100 classes"}
 ROWS = {  # method of table3.csv → row that its runs are named after
     "Classifier without localisation": "Baseline",
     "End-to-end (setting 1)": "End-to-end",
@@ -86,13 +87,14 @@ CENTRE, TEACHER = "Centre crop", "Teacher crop"
 NOTHING_LEARNT = (bounds.BASELINE, CENTRE, bounds.ORACLE)  # rows whose box is given
 HOW_TO_READ = (
     "**How to read it.** After an accuracy, ± is the standard deviation over seeds; after a difference, it is half of "
-    "a 95 % interval, paired by photo and, where there are several seeds, by seed. Of one seed an interval is over "
-    "photos alone: another seed may fall outside. Of two or three seeds 95 % is nominal: seeds that happen to agree "
-    "make an interval too narrow, so the narrowest are optimistic. Every interval stands for itself. Among so many, "
-    "one in twenty leaves zero out where nothing differs, and a borderline one may turn with the next seed. BoxAcc@δ "
-    "is the share of test photos whose box has at least the IoU δ with the true one. The box is θ's, before "
-    "`crop_margin` widens the crop; where boxes are given (rows named crop), it is the crop itself. The share of the "
-    "gain is that of a row over the Baseline in the Oracle crop's; in brackets its 95 % interval over photos alone."
+    "a 95 % interval, paired by photo and, where there are several seeds, by seed. With one seed the interval covers "
+    "photos alone; another seed may fall outside it. With two or three seeds 95 % is nominal: seeds that happen to "
+    "agree make an interval too narrow, so the narrowest are optimistic. Every interval stands for itself: about one "
+    "in twenty excludes zero even where nothing differs, so with this many expect some, and a borderline verdict may "
+    "change with the next seed. BoxAcc@δ is the share of test photos whose box has at least the IoU δ with the true "
+    "one. The box is θ's, before `crop_margin` widens the crop; where boxes are given (rows named crop), it is the "
+    "crop itself. The share of the gain is a row's gain over the Baseline divided by the Oracle crop's gain over it; "
+    "in brackets is its 95 % interval over photos alone."
 )
 
 
@@ -402,7 +404,7 @@ def _recipes(name: str) -> Iterable[str]:
     before = []
     for title, folder in RECIPES.get(name, {}).items():
         if (REFERENCE / folder).exists():
-            yield f"### {title}"
+            yield f"### {title} ({PHOTOS_OF[name]})"
             yield from _recipe(name, folder, before)
             before.append((title, folder))
 
@@ -711,7 +713,7 @@ def _efficiency() -> Iterable[str]:
 
 def _papers(row: Mapping) -> str:
     """The paper's value; of memory it says how large the card was that it trained on."""
-    value = number(row["paper_value"], ".3g")
+    value = number(row["paper_value"], ".4g")
     return f"fits a card of {value} GB" if row["unit"] == "GiB" and value != "–" else value
 
 
