@@ -1,6 +1,7 @@
 """Modules of release 0.1 under their old names, for scripts written before the library had sub-packages.
 
-All but `inference`, `paper_tables` and `plots`, whose contents lie in several modules now.
+A module gives what it has today: names that have gone to another one since are not found. `inference`, `paper_tables`
+and `plots` lie in several modules now, and `data`, `model` and `training` are packages.
 """
 
 import sys
@@ -33,7 +34,14 @@ class OldNames(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = MOVED[module.__name__]
         warnings.warn(f"{module.__name__} is now {new}.", DeprecationWarning, stacklevel=2)
-        module.__getattr__ = lambda name: getattr(import_module(new), name)
+
+        def of_today(name: str):
+            found = import_module(new)
+            if name == "__all__":  # of `import *`
+                return [public for public in vars(found) if not public.startswith("_")]
+            return getattr(found, name)
+
+        module.__getattr__ = of_today
 
 
 def keep_old_names() -> None:

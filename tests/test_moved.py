@@ -17,6 +17,9 @@ def test_old_name_gives_the_module(old, new, monkeypatch):
         found = import_module(old)
     public = [name for name in vars(module) if not name.startswith("_")]
     assert public and all(getattr(found, name) is getattr(module, name) for name in public)
+    script = {}
+    exec(f"from {old} import *", script)
+    assert set(public) <= script.keys()
 
 
 def test_a_name_that_is_nowhere_is_refused():
