@@ -18,7 +18,7 @@ from fgvclib.config import DATASETS, PROFILES, load_config
 from fgvclib.data.splits import load_splits
 from fgvclib.study import boxes
 from fgvclib.utils.files import atomic_path
-from fgvclib.utils.literal import literal
+from fgvclib.utils.literal import settings
 from fgvclib.utils.provenance import provenance
 
 
@@ -47,8 +47,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> pd.DataFrame:
     """The table that was asked for. Raises OSError where the data are missing; ValueError for values that are wrong."""
-    overrides = {key: literal(text) for key, _, text in (item.partition("=") for item in arguments.set)}
-    config = load_config(arguments.profile, arguments.dataset, **overrides)
+    config = load_config(arguments.profile, arguments.dataset, **settings(arguments.set))
     splits = load_splits(config)
     if arguments.sample:
         splits = replace(splits, test=splits.test.sample(arguments.sample, random_state=0).reset_index(drop=True))

@@ -22,7 +22,7 @@ from fgvclib.study.table3 import own_rates, searched_rates
 from fgvclib.systems import TRAINED_AS
 from fgvclib.training.loop import NonFiniteLoss
 from fgvclib.utils.files import lock_path, locked
-from fgvclib.utils.literal import literal
+from fgvclib.utils.literal import settings
 
 KEYS = ["system", "learning_rate", "seed"]
 DIVERGED = {"best_accuracy": math.nan, "epoch": 0, "last_accuracy": math.nan}
@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a configuration value")
     options = parser.parse_args()
-    overrides = {key: literal(text) for key, _, text in (item.partition("=") for item in options.set)}
     try:
+        overrides = settings(options.set)
         table = search(options.systems, options.profile, options.dataset, options.seed, overrides)
         print(table.to_string(index=False))
         base = Experiment(options.profile, options.dataset, options.seed, overrides)

@@ -12,7 +12,7 @@ import click
 from fgvclib import __version__
 from fgvclib.config import DATASETS, PROFILES, load_config, results_folder
 from fgvclib.tools import kernels, runner
-from fgvclib.utils.literal import literal
+from fgvclib.utils.literal import literal, settings
 from fgvclib.utils.provenance import ask_for_fresh_runs, without_fresh
 
 
@@ -56,10 +56,7 @@ def _seeds(context, option, text: str) -> list[int]:
 
 
 def _overrides(context, option, items: Sequence[str]) -> dict:
-    for item in items:
-        if "=" not in item:
-            raise ValueError(f"--set {item} has no value; write --set KEY=VALUE.")
-    return {key: literal(text) for key, _, text in (item.partition("=") for item in items)}
+    return settings(items)
 
 
 profile_option = click.option("--profile", default="cpu", show_default=True, help=f"One of {', '.join(PROFILES)}.")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -16,3 +17,11 @@ def literal(text: str) -> Any:
         except (ValueError, SyntaxError, yaml.YAMLError):
             continue
     raise ValueError(f"{text!r} is neither JSON nor YAML.")
+
+
+def settings(items: Iterable[str]) -> dict[str, Any]:
+    """`--set KEY=VALUE`, given several times → values by key. Raises ValueError where one is missing or unreadable."""
+    for item in items:
+        if "=" not in item:
+            raise ValueError(f"--set {item} has no value; write --set KEY=VALUE.")
+    return {key: literal(text) for key, _, text in (item.partition("=") for item in items)}
