@@ -24,7 +24,7 @@ from fgvclib.utils.files import BUSY, GRACE_SECONDS
 from fgvclib.utils.parallel import process_state
 from fgvclib.utils.progress import HEADLESS
 
-# Two at a time, the last two find the warm-up of "No end-to-end" and of "Baseline" done, which is theirs as well.
+# Two at a time, the last two mostly find the warm-up done that is theirs as well: of "No end-to-end" and "Baseline".
 ORDER = ("Baseline", "End-to-end", "No end-to-end", "No gradient from AffNet to AttNet", "No local supervision")
 POLITENESS = 10  # "nice" of trainings beside notebooks: one notebook after the other is what takes longest
 
@@ -80,7 +80,9 @@ def train_side_by_side(experiment: Experiment, runs: Sequence[tuple[str, int]], 
 def _train_in_turn(experiment: Experiment, runs: Sequence[tuple[str, int]]) -> list[str]:
     """One training after the other, in this process → a line for each that failed."""
     failures = []
-    for row, seed in runs:
+    for number, (row, seed) in enumerate(runs):
+        if BUSY in os.environ and number == 1:
+            let_notebooks_go_first()
         try:
             experiment.run(row, seed)
         except Exception as error:
