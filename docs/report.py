@@ -174,10 +174,10 @@ def _trained(name: str) -> str:
     runs = [_json(path).get("provenance", {}) for path in sorted((REFERENCE / name).glob("runs/*/metrics.json"))]
     if not runs:
         return ""
-    processors = sorted({run["processor"] for run in runs if "processor" in run})
-    processors += ["a processor that was not recorded"] * any("processor" not in run for run in runs)
-    begun = [earlier for run in runs for earlier in run.get("earlier", [])]
-    return f"runs trained at {_commits([*runs, *begun])}, on {' or '.join(processors)}"
+    made = [*runs, *(earlier for run in runs for earlier in run.get("earlier", []))]
+    processors = sorted({each["processor"] for each in made if "processor" in each})
+    processors += ["a processor that was not recorded"] * any("processor" not in each for each in made)
+    return f"runs trained at {_commits(made)}, on {' or '.join(processors)}"
 
 
 def _commits(made: Iterable[Mapping]) -> str:

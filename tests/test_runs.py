@@ -338,6 +338,19 @@ def test_training_that_other_code_began_says_so_and_remembers_it(tiny, splits, c
     assert all(torch.equal(value, half["model"][name]) for name, value in done["model"].items())
 
 
+@pytest.mark.parametrize(
+    "other", [{"processor": "another"}, {"device": "NVIDIA A100"}, {"versions": {"torch": "2.1.0"}}]
+)
+def test_training_that_another_machine_began_remembers_it(tiny, splits, tmp_path, other):
+    path = tmp_path / "checkpoint.pt"
+    assert next(runs.train(tiny, splits, 0, path))["epoch"] == 1
+    state = read_checkpoint(path)
+    torch.save(state | {"provenance": state["provenance"] | other}, path)
+    list(runs.train(tiny, splits, 0, path))
+    (before,) = read_checkpoint(path)["provenance"]["earlier"]
+    assert other.items() <= before.items()
+
+
 @pytest.mark.parametrize("part", ["model", "optimiser"])
 def test_training_whose_parameters_have_changed_since_says_so(tiny, splits, copy, part):
     state = read_checkpoint(copy / "checkpoint.pt")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from fgvclib.model.system import build_model
 from fgvclib.study.experiment import Experiment
 from fgvclib.study.table2 import ROWS
 from fgvclib.training import loop
-from fgvclib.training.checkpoints import WARM_UP, read_checkpoint
+from fgvclib.training.checkpoints import WARM_UP, NotSaved, read_checkpoint, save_checkpoint
 from fgvclib.training.loop import begin_epoch
 from fgvclib.training.warmup import take_warm_up, warm_up_values
 from fgvclib.utils.provenance import FRESH
@@ -24,9 +25,9 @@ def experiments(small, untrained, data_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("FGVC_DATA", str(data_folder))
     monkeypatch.setenv(FRESH, "0")  # to be set back
 
-    def experiment(name):
+    def experiment(name, **overrides):
         monkeypatch.setenv("FGVC_RESULTS", str(tmp_path / name))
-        return Experiment("smoke", "synthbirds", 0, small.changes() | {"epochs": 2, "warmup_epochs": 1})
+        return Experiment("smoke", "synthbirds", 0, small.changes() | {"epochs": 2, "warmup_epochs": 1} | overrides)
 
     return experiment
 
@@ -78,6 +79,46 @@ def test_end_to_end_takes_none_of_a_row_whose_attnet_learns_otherwise(experiment
     assert len(epochs_trained) == 4
 
 
+@pytest.mark.parametrize(
+    "rows", [("No end-to-end", "End-to-end"), ("No end-to-end", "No gradient from AffNet to AttNet")]
+)
+def test_affnet_that_learns_from_the_crop_alone_warms_up_otherwise_than_a_frozen_one(experiments, epochs_trained, rows):
+    """Without L_aff it gets zero gradients, and decays."""
+    experiment = experiments("results", lambda_aff=0.0)
+    for row in rows:
+        experiment.run(row)
+    assert len(epochs_trained) == 4
+
+
+def test_a_warm_up_at_another_rate_of_localisation_is_left_alone(experiments, epochs_trained):
+    """It has no effect on a Baseline, which may come from a folder with another, but its optimiser holds it."""
+    given = experiments("results").run("Baseline")
+    other = experiments("results", localisation_learning_rate=0.0005)
+    shutil.copytree(given.folder, other.run_folder("Baseline", 0))
+    other.run("Baseline")
+    assert len(epochs_trained) == 2
+    run = other.run("No local supervision")
+    assert len(epochs_trained) == 4
+    assert 0.0005 in read_checkpoint(run.checkpoint)["schedule"]["base_lrs"]
+
+
+def test_rows_in_which_others_find_nothing_keep_no_warm_up(experiments):
+    experiment = experiments("results")
+    assert not (experiment.run("Centre crop").folder / WARM_UP).exists()
+    assert not (experiment.run("finetune").folder / WARM_UP).exists()
+
+
+def test_a_warm_up_that_cannot_be_written_stops_no_training(experiments, monkeypatch):
+    def full(path, state):
+        if path.name == WARM_UP:
+            raise NotSaved("no space left on device")
+        save_checkpoint(path, state)
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    run = experiments("results").run("Baseline")
+    assert run.metrics and not (run.folder / WARM_UP).exists()
+
+
 def test_a_warm_up_of_other_code_or_seed_or_a_damaged_or_replaced_one_is_left_alone(experiments, epochs_trained):
     experiment = experiments("results")
     path = experiment.run("Baseline").folder / WARM_UP
@@ -91,15 +132,31 @@ def test_a_warm_up_of_other_code_or_seed_or_a_damaged_or_replaced_one_is_left_al
 
     assert not left_alone() and left_alone(seed=1)
     state = read_checkpoint(path)
-    torch.save(state | {"provenance": state["provenance"] | {"library": "of an earlier losses.py"}}, path)
-    assert left_alone()
+    for other in (
+        {"library": "of an earlier losses.py"},
+        {"earlier": [{"library": "of an earlier losses.py"}]},
+        {"versions": state["provenance"]["versions"] | {"torch": "2.1.0"}},
+        {"device": "NVIDIA A100"},
+        {"processor": "another"},
+    ):
+        torch.save(state | {"provenance": state["provenance"] | other}, path)
+        assert left_alone()
+    path.unlink()
+    path.mkdir()  # as little to be read as a file of another user
+    with pytest.warns(UserWarning, match="the warm-up is trained again"):
+        assert left_alone()
+    path.rmdir()
     path.write_bytes(sound[:1000])
     with pytest.warns(UserWarning, match="warmup.pt is not a readable checkpoint; the warm-up is trained again."):
         assert left_alone()
     path.write_bytes(sound)
     assert not left_alone()
-    os.environ[FRESH] = str(path.stat().st_mtime + 1)
-    assert left_alone()
+    later = str(path.stat().st_mtime + 1)
+    for folders in ("", " Baseline-seed0", " No-local-supervision-seed0"):
+        os.environ[FRESH] = later + folders
+        assert left_alone()
+    os.environ[FRESH] = later + " End-to-end-seed0"
+    assert not left_alone()
 
 
 @pytest.mark.parametrize("kept", ["checkpoint.pt", "checkpoint.previous.pt"])

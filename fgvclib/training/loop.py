@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +28,13 @@ from fgvclib.model.system import EndToEndModel, localises
 from fgvclib.systems import build_network
 from fgvclib.systems.base import System
 from fgvclib.systems.end_to_end import EndToEnd
-from fgvclib.training.checkpoints import WARM_UP, load_checkpoint, save_checkpoint
+from fgvclib.training.checkpoints import WARM_UP, NotSaved, load_checkpoint, save_checkpoint
 from fgvclib.training.evaluation import named_box, predict, summarise
 from fgvclib.training.identity import run_identity
 from fgvclib.utils.device import forward
 from fgvclib.utils.parallel import create_accelerator, share_buffers, synchronise_batchnorm
 from fgvclib.utils.progress import photo_progress, progress
-from fgvclib.utils.provenance import describe_code, library_hash, provenance
+from fgvclib.utils.provenance import describe_code, provenance, same_making
 
 LOCALISATION_ALONE_RATE = 0.002  # of Adam
 WATCHED = 8  # photos whose boxes are recorded after every epoch
@@ -71,9 +72,9 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
     identity = run_identity(config, splits, seed)
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
     parts |= {"criterion": criterion} if criterion else {}
-    begun, history, made_before, earlier = resume(checkpoint, identity, parts)
-    before_epochs += made_before.get("seconds_before_epochs", 0)
     made_by = provenance(accelerator.device) | {"world_size": accelerator.num_processes, "precision": config.precision}
+    begun, history, made_before, earlier = resume(checkpoint, identity, parts, made_by)
+    before_epochs += made_before.get("seconds_before_epochs", 0)
     if "warmed_up_as" in made_before:
         made_by["warmed_up_as"] = made_before["warmed_up_as"]
 
@@ -85,8 +86,9 @@ def train(config: Config, splits: Splits, seed: int, checkpoint: Path, pretraine
             state["provenance"] = made_by | taken | {"earlier": earlier}
             state |= identity | {"class_names": splits.class_names, "history": history}
             save_checkpoint(checkpoint, state)
-            if 0 < config.warmup_epochs == len(history):
-                save_checkpoint(checkpoint.with_name(WARM_UP), state)
+            if 0 < config.warmup_epochs == len(history) and config.system == END_TO_END and config.fixed_box == "none":
+                with suppress(NotSaved):  # it only spares others a training
+                    save_checkpoint(checkpoint.with_name(WARM_UP), state)
 
     yield from history
     model.to(accelerator.device)
@@ -333,8 +335,10 @@ def check_classes(splits: Splits, photos: int) -> None:
             )
 
 
-def resume(path: Path, identity: dict, parts: dict) -> tuple[bool, list[dict], dict, list[dict]]:
-    """Load the checkpoint into `parts` → whether there is one, its history, its provenance, that by other library code.
+def resume(path: Path, identity: dict, parts: dict, made_by: dict) -> tuple[bool, list[dict], dict, list[dict]]:
+    """Load the checkpoint into `parts` → whether there is one, its history, its provenance, all that are not today's.
+
+    `made_by` is today's: where code, versions, device or processor of the checkpoint are others, both are remembered.
 
     Raises ValueError where other code has given the parts other parameters, or grouped them otherwise.
     """
@@ -350,12 +354,11 @@ def resume(path: Path, identity: dict, parts: dict) -> tuple[bool, list[dict], d
             f"{path} was begun by other library code ({describe_code(before)}), whose parameters are not the present "
             "ones. --fresh trains anew."
         ) from error
-    if before.get("library") == library_hash():
-        return True, state["history"], before, before["earlier"]
-    warnings.warn(
-        f"{path} was begun by other library code ({describe_code(before)}); the rest is trained by the present one. "
-        "--fresh trains anew.",
-        stacklevel=2,
-    )
+    if before.get("library") != made_by["library"]:
+        warnings.warn(
+            f"{path} was begun by other library code ({describe_code(before)}); the rest is trained by the present "
+            "one. --fresh trains anew.",
+            stacklevel=2,
+        )
     earlier = before.pop("earlier", [])
-    return True, state["history"], before, [*earlier, before]
+    return True, state["history"], before, earlier if same_making(before, made_by) else [*earlier, before]

@@ -3,9 +3,9 @@
 A run's folder holds checkpoint.pt, run.log and history.csv (one line per epoch), trajectories.csv (the boxes of a few
 photos over the epochs), predictions.csv (one row per test photo) and metrics.json, written last: it marks the run as
 done. It also says which run this is (configuration, seed, data, processes: `identity`) and what it was made with
-(commit, versions, device, command: `provenance`). A run with a warm-up also has warmup.pt, the checkpoint of its end
-(`warmup`). The test split is evaluated once, at the end. One process (or one group of them, started by `accelerate
-launch`) trains a run; others that want it wait for it.
+(commit, versions, device, command: `provenance`). A run that trained a warm-up may also have warmup.pt, the checkpoint
+of its end (`warmup`). The test split is evaluated once, at the end. One process (or one group of them, started by
+`accelerate launch`) trains a run; others that want it wait for it.
 """
 
 import math

@@ -45,6 +45,11 @@ def provenance(device: "torch.device | None" = None) -> dict[str, Any]:
     }
 
 
+def same_making(there: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether library code, versions, device and processor of two provenances are the same."""
+    return all(there.get(key) == now[key] for key in ("library", "versions", "device", "processor"))
+
+
 @functools.cache
 def library_hash() -> str:
     """SHA-256 over the library's Python files and their names; that of the first call, as modules stay loaded."""
@@ -139,7 +144,7 @@ def without_fresh() -> str:
     return " without --fresh" if FRESH in os.environ else ""
 
 
-def is_replaced(path: Path) -> bool:
-    """Whether a file in a run's folder is older than `ask_for_fresh_runs` allows."""
+def is_replaced(path: Path, folder: str | None = None) -> bool:
+    """Whether a file is older than `ask_for_fresh_runs` allows for the run folder of that name, by default its own."""
     asked, *folders = os.environ.get(FRESH, "0").split()
-    return (not folders or path.parent.name in folders) and path.stat().st_mtime < float(asked)
+    return (not folders or (folder or path.parent.name) in folders) and path.stat().st_mtime < float(asked)
