@@ -58,9 +58,15 @@ def _take_first(run: Run, identity: dict, paths: Iterable[Path], announce: Calla
 
 
 def _is_the_same(state: dict, identity: dict) -> bool:
-    made_by, (there, now) = state["provenance"], (each["config"] for each in (state, identity))
-    alike = not made_by["earlier"] and same_making(made_by, provenance())
-    # No effect on a Baseline, but its optimiser holds it.
-    alike &= there["localisation_learning_rate"] == now["localisation_learning_rate"]
-    of_warm_up = (each | {"config": warm_up_values(each["config"])} for each in (state, identity))
-    return alike and not differences(*of_warm_up)
+    made_by = state["provenance"]
+    rate = "localisation_learning_rate"  # it has no effect on a Baseline, but the optimiser holds it
+    return (
+        not made_by["earlier"]
+        and same_making(made_by, provenance())
+        and state["config"][rate] == identity["config"][rate]
+        and not differences(_of_warm_up(state), _of_warm_up(identity))
+    )
+
+
+def _of_warm_up(identity: dict) -> dict:
+    return identity | {"config": warm_up_values(identity["config"])}
