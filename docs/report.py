@@ -448,7 +448,8 @@ def _learnt(name: str, row: str, seeds: list[int]) -> dict[str, str]:
     folders = [_run(name, row, seed) for seed in seeds]
     config = _json(folders[0] / "metrics.json")["config"]
     mean = pd.concat([pd.read_csv(folder / "history.csv") for folder in folders]).groupby("epoch").mean()
-    shown = {"row": row, "seeds": " ".join(map(str, seeds)), "epochs alone": str(config["localisation_epochs"])}
+    alone = str(config["localisation_epochs"]) if config["lambda_att"] or config["lambda_aff"] else "–"
+    shown = {"row": row, "seeds": " ".join(map(str, seeds)), "epochs alone": alone}
     shown["rate then"] = f"{config['localisation_learning_rate']:g}"
     for level in (0.5, 0.7):
         for epoch in (1, len(mean)):
